@@ -1,0 +1,1 @@
+"""Reproduces "Uncovering Layer-Dependent Activation Sparsity Patterns in ReLU Transformers"."""

@@ -1,0 +1,233 @@
+"""The command line. Every rule of the workflow calls it, and a user can too."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.layout import Layout
+from relu_sparsity.params import Params, load_params
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+app = typer.Typer(
+    help="Reproduces 'Uncovering Layer-Dependent Activation Sparsity Patterns in ReLU "
+    "Transformers'. Snakemake calls these commands in the right order: run 'make reproduce'.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Scale = Annotated[
+    str | None,
+    typer.Option(help="A scale of params.yaml: smoke, mini, gpu, tpu. [default: its 'scale']"),
+]
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
+Run = Annotated[str, typer.Option(help="A run of params.yaml.")]
+Seed = Annotated[int, typer.Option(help="One of the run's seeds.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads to use. [default: all]")]
+DEFAULT_PARAMS = Path("params.yaml")
+
+
+def _load(params_file: Path, scale: str | None) -> tuple[Params, Layout]:
+    params = load_params(params_file, scale)
+    return params, Layout(params.scale)
+
+
+@app.command("params")
+def show_params(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    run: Annotated[str | None, typer.Option(help="Only this run.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check params.yaml and print it resolved, run by run."""
+    params, _ = _load(params_file, scale)
+    runs = [params.run(run)] if run else list(params.runs.values())
+    resolved = {each.name: each.model_dump(mode="json", exclude={"name"}) for each in runs}
+    if as_json:
+        print(json.dumps({"scale": params.scale, "runs": resolved}, indent=1))
+        return
+    import yaml
+
+    print(yaml.safe_dump({"scale": params.scale, "runs": resolved}, sort_keys=False), end="")
+
+
+@app.command()
+def tokenizer(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Build the data set; train the tokenizer on it, or copy the given one."""
+    from relu_sparsity import jobs
+
+    jobs.prepare_tokenizer(*_load(params_file, scale))
+
+
+@app.command()
+def data(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Describe the data set and the tokenizer by their content, in manifest.json."""
+    from relu_sparsity import jobs
+
+    jobs.write_manifest(*_load(params_file, scale))
+
+
+@app.command()
+def train(
+    run: Run,
+    seed: Seed = 0,
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    threads: Threads = None,
+    stop_with_parent: Annotated[
+        bool,
+        typer.Option(help="Save and stop when the calling process dies, as a job of Snakemake."),
+    ] = False,
+) -> None:
+    """Train a run to the end, or go on where it stopped, and export its results.
+
+    SIGTERM or Ctrl-C saves a checkpoint; the same command goes on from there.
+    """
+    from relu_sparsity import jobs
+
+    if stop_with_parent:
+        _stop_with_parent()
+    params, layout = _load(params_file, scale)
+    params.run(run, seed)
+    _configure_jax(threads)
+    from relu_sparsity.training.loop import Interrupted
+
+    try:
+        jobs.train_run(params, layout, run, seed)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(143) from None
+
+
+@app.command()
+def mask(
+    run: Run,
+    seed: Seed = 0,
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    threads: Threads = None,
+) -> None:
+    """Write the units that a masked run keeps (section 4.1.1)."""
+    from relu_sparsity import jobs
+
+    params, layout = _load(params_file, scale)
+    _configure_jax(threads)
+    jobs.write_mask(params, layout, run, seed)
+
+
+@app.command()
+def widths(
+    run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
+) -> None:
+    """Write the layers' widths of round 2 (section 4.4, Table 4)."""
+    from relu_sparsity import jobs
+
+    jobs.write_widths(*_load(params_file, scale), run, seed)
+
+
+@app.command()
+def extract(
+    run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
+) -> None:
+    """Extract a trained run's metrics at convergence, to metrics.json."""
+    from relu_sparsity.paper.extract import write_metrics
+
+    params, layout = _load(params_file, scale)
+    window = params.run(run, seed).config.metrics.convergence_window
+    write_metrics(layout.run(run, seed), window)
+
+
+@app.command()
+def tables(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Write Tables 1-5 as CSV, Markdown and LaTeX, each cell beside the paper's."""
+    from relu_sparsity.paper.tables import write_tables
+
+    params, layout = _load(params_file, scale)
+    _report_written(write_tables(layout.results, params))
+
+
+@app.command()
+def figures(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    figure: Annotated[
+        list[str] | None, typer.Option(help="Only this one, e.g. fig01; can be given again.")
+    ] = None,
+) -> None:
+    """Draw Figures 1-34, or some of them."""
+    from relu_sparsity.paper.figures import write_figures
+
+    params, layout = _load(params_file, scale)
+    _report_written(write_figures(layout.results, params, figure))
+
+
+@app.command()
+def claims(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Decide the paper's 27 claims."""
+    from relu_sparsity.paper.claims import write_claims
+
+    params, layout = _load(params_file, scale)
+    _report_written(write_claims(layout.results, params))
+
+
+@app.command()
+def report(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Write the self-contained HTML report of everything. The workflow's last job."""
+    from relu_sparsity.paper.report import write_report
+
+    params, layout = _load(params_file, scale)
+    _report_written([write_report(layout.report, params.scale)])
+
+
+def _report_written(paths: "Iterable[Path]") -> None:
+    for path in paths:
+        logging.getLogger(__name__).info("wrote %s", path)
+
+
+def _configure_jax(threads: int | None) -> None:
+    """Bounds XLA's threads and shares compiled programs between runs; call before JAX starts."""
+    from relu_sparsity.layout import store_root
+
+    if threads is not None:
+        # XLA sizes its thread pools by NPROC.
+        os.environ["NPROC"] = str(threads)
+    cache = store_root() / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.absolute()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def _stop_with_parent() -> None:
+    """Asks the kernel for a SIGTERM when the parent dies, so that no trainer is left alone."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+    import signal
+
+    parent_death_signal = 1
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
+
+
+def main() -> None:
+    """Runs the command line; errors that a user can mend end with status 1 and no traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Libraries tell every checkpoint and every cache entry at this level.
+    for name in ("absl", "jax", "orbax", "etils", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Text to token batches: sources, tokenizer and input pipeline."""

@@ -1,0 +1,173 @@
+"""Documents to batches of packed token rows, with Grain.
+
+Everything happens in the calling thread: reading and tokenizing take less time than a step, and
+a state is then exact without draining anything.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int32
+
+from relu_sparsity.data.tokenizer import Tokenizer
+from relu_sparsity.errors import UserError
+
+_IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+
+class TokenBatches(Iterator[Int32[np.ndarray, "local_batch seq_plus_1"]]):
+    """An endless iterator over batches whose position can be saved and restored exactly.
+
+    Args:
+      streams: One packed stream for each of this process's shards, each of batches of rows.
+    """
+
+    def __init__(self, streams: Sequence[grain.IterDataset]):
+        self._streams = [iter(stream) for stream in streams]
+
+    def __iter__(self) -> "TokenBatches":
+        return self
+
+    def __next__(self) -> Int32[np.ndarray, "local_batch seq_plus_1"]:
+        return np.concatenate([next(stream) for stream in self._streams])
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position, in values that JSON knows."""
+        return {"streams": [_with_lists(stream.get_state()) for stream in self._streams]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position; the next batch is the one that followed it.
+
+        Args:
+          state: From `get_state` of an iterator over the same documents with the same arguments.
+
+        Raises:
+          ValueError: The state is of another number of streams.
+        """
+        if len(state["streams"]) != len(self._streams):
+            raise ValueError(
+                f"the state is of {len(state['streams'])} streams, not of {len(self._streams)}"
+            )
+        for stream, position in zip(self._streams, state["streams"], strict=True):
+            stream.set_state(_with_tuples(position))
+
+
+def train_batches(
+    source: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    global_batch_size: int,
+    num_shards: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TokenBatches:
+    """Packs the documents, shuffled anew in every epoch, into batches without end.
+
+    Stream i takes every `num_shards`-th shuffled document from the i-th on, joins them with an
+    end-of-document token after each, and cuts rows from them without padding. A global batch is
+    the streams' rows one below the other, so it does not depend on `process_count`.
+
+    Args:
+      source: The documents, by index.
+      tokenizer: From `load_tokenizer`.
+      seq_len: Tokens that the model sees. A row has one more: `row[:-1]` is the input, `row[1:]`
+        the target.
+      global_batch_size: Rows of all processes together.
+      num_shards: Number of streams.
+      seed: Decides the order of the documents.
+      process_index: This process, from 0.
+      process_count: How many processes share the streams, each an equal, contiguous part.
+
+    Returns:
+      Batches of `global_batch_size / process_count` rows.
+
+    Raises:
+      UserError: `num_shards` does not divide `global_batch_size`, or `process_count` does not
+        divide `num_shards`.
+    """
+    if num_shards % process_count:
+        raise UserError(
+            f"data.num_shards: {num_shards} streams cannot be shared by {process_count} "
+            f"processes; allowed: multiples of {process_count}"
+        )
+    if global_batch_size % num_shards:
+        raise UserError(
+            f"data.num_shards: {num_shards} does not divide training.global_batch_size "
+            f"{global_batch_size}; allowed: divisors of {global_batch_size}"
+        )
+    # Grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
+    shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    shuffled = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat()
+    per_process = num_shards // process_count
+    shards = range(process_index * per_process, (process_index + 1) * per_process)
+    return TokenBatches(
+        [
+            _packed(shuffled[shard::num_shards], tokenizer, seq_len)
+            .map(_tokens)
+            .batch(global_batch_size // num_shards)
+            for shard in shards
+        ]
+    )
+
+
+def heldout_batches(
+    source: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    num_sequences: int,
+    batch_size: int,
+) -> list[Int32[np.ndarray, "batch seq_plus_1"]]:
+    """Packs the first rows of the held-out documents, the same for every run and seed.
+
+    Args:
+      source: The held-out documents, by index.
+      tokenizer: From `load_tokenizer`.
+      seq_len: Tokens that the model sees; a row has one more.
+      num_sequences: Number of rows.
+      batch_size: Rows of a batch; the last one is smaller where this does not divide
+        `num_sequences`.
+
+    Raises:
+      UserError: The documents fill fewer rows.
+    """
+    rows = _packed(grain.MapDataset.source(source), tokenizer, seq_len)
+    full = (_tokens(row) for row in rows if row["tokens_segment_ids"][-1])
+    taken = list(itertools.islice(full, num_sequences))
+    if len(taken) < num_sequences:
+        raise UserError(
+            f"training.eval_sequences: {num_sequences} rows of {seq_len + 1} tokens, and the "
+            f"held-out text fills {len(taken)}; allowed: at most {len(taken)}, or more held-out "
+            "text (raise data.heldout_fraction)"
+        )
+    return [
+        np.stack(taken[start : start + batch_size]) for start in range(0, num_sequences, batch_size)
+    ]
+
+
+def _packed(documents: grain.MapDataset, tokenizer: Tokenizer, seq_len: int) -> grain.IterDataset:
+    def encode(document: str) -> dict[str, Int32[np.ndarray, " tokens"]]:
+        return {"tokens": tokenizer.encode(document)}
+
+    return grain.experimental.ConcatThenSplitIterDataset(
+        documents.map(encode).to_iter_dataset(_IN_THIS_THREAD),
+        length_struct={"tokens": seq_len + 1},
+    )
+
+
+def _tokens(row: dict[str, np.ndarray]) -> Int32[np.ndarray, " seq_plus_1"]:
+    return row["tokens"]
+
+
+def _with_lists(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "remainder_slices": {k: [*v] for k, v in state["remainder_slices"].items()}}
+
+
+def _with_tuples(state: dict[str, Any]) -> dict[str, Any]:
+    # Grain tells "no remainder" by comparing with a tuple, which JSON has made a list.
+    return {**state, "remainder_slices": {k: (*v,) for k, v in state["remainder_slices"].items()}}

@@ -1,0 +1,48 @@
+"""The interventions: masks of unused units, random masks, and round 2's widths."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+LayerUnits = list[Bool[np.ndarray, " mlp"]]
+
+
+def unused_mask(used: LayerUnits) -> LayerUnits:
+    """Keeps the units that were used in the batch at the mask step (section 4.1.1)."""
+    return [np.array(layer, bool) for layer in used]
+
+
+def random_mask(
+    used: LayerUnits, *, seed: Sequence[int], over: Literal["layer", "model"] = "layer"
+) -> LayerUnits:
+    """Masks as many units as are unused, chosen at random (the control of section 4.1.1).
+
+    Args:
+      used: The units that were used in the batch at the mask step.
+      seed: Seeds the choice.
+      over: `layer` masks as many units in each layer as are unused there; `model` draws the same
+        total over all layers together.
+
+    Returns:
+      True for every unit that is kept.
+    """
+    generator = np.random.default_rng(list(seed))
+    if over == "layer":
+        return [generator.permutation(np.asarray(layer, bool)) for layer in used]
+    shuffled = generator.permutation(np.concatenate(used).astype(bool))
+    return np.split(shuffled, np.cumsum([layer.size for layer in used])[:-1])
+
+
+def used_widths(used: LayerUnits, *, multiple_of: int = 1) -> list[int]:
+    """The widths of round 2: what each layer used in round 1 (section 4.4, Table 4).
+
+    Args:
+      used: The units that round 1 used in its last batch.
+      multiple_of: Widths are rounded up to a multiple of this, but never beyond round 1's width. A
+        layer that used nothing keeps one unit (or one multiple), as a layer cannot be empty.
+    """
+    return [
+        min(layer.size, multiple_of * max(1, -(-int(layer.sum()) // multiple_of))) for layer in used
+    ]

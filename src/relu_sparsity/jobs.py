@@ -1,0 +1,268 @@
+"""The jobs of the workflow: what each rule does, given the parameters and where files are.
+
+Every job checks what it reads against the parameters' fingerprints, so calling one by hand in the
+wrong order ends with an error and never with a wrong result.
+"""
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+
+from relu_sparsity import fingerprint, interventions
+from relu_sparsity.data import sources
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import atomic_write, write_json
+from relu_sparsity.layout import Layout, store_root
+from relu_sparsity.params import Params, RunParams
+from relu_sparsity.store import RunStore
+
+if TYPE_CHECKING:
+    from relu_sparsity.training.loop import TrainingJob
+
+log = logging.getLogger(__name__)
+
+MASKS = ("mask_unused", "mask_random")
+
+
+def text_fingerprint(params: Params) -> str:
+    """The fingerprint of the scale's text and tokenizer together."""
+    config = params.defaults
+    return fingerprint.digest(
+        [fingerprint.data(config.data), fingerprint.tokenizer(config.tokenizer, config.data)]
+    )
+
+
+def prepare_tokenizer(params: Params, layout: Layout) -> None:
+    """Builds the data set and trains the tokenizer on it, or copies the given tokenizer."""
+    from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
+
+    config = params.defaults
+    folder = sources.prepare(config.data, store_root() / "data")
+    given = config.tokenizer.model
+    if given is None:
+        train_tokenizer(
+            sources.documents(config.data, folder, "train"),
+            config.tokenizer.vocab_size,
+            layout.tokenizer,
+            config.tokenizer.train_documents,
+        )
+        return
+    tokenizer = load_tokenizer(given)
+    if tokenizer.vocab_size != config.tokenizer.vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size: {config.tokenizer.vocab_size}, but {given} has "
+            f"{tokenizer.vocab_size} tokens; allowed: {tokenizer.vocab_size}"
+        )
+    with atomic_write(layout.tokenizer) as temporary:
+        temporary.write_bytes(epath.Path(given).read_bytes())
+
+
+def write_manifest(params: Params, layout: Layout) -> None:
+    """Describes the data set and the tokenizer by their content."""
+    data = params.defaults.data
+    folder = sources.prepare(data, store_root() / "data")
+    manifest = sources.manifest(data, folder, layout.tokenizer)
+    write_json(layout.manifest, {"fingerprint": text_fingerprint(params), **manifest})
+
+
+def run_store(params: Params, run: str, seed: int) -> RunStore:
+    """The store's folder for a run as the parameters describe it now."""
+    return RunStore(store_root(), params.scale, run, seed, fingerprint.run(params, run, seed))
+
+
+def train_run(params: Params, layout: Layout, run: str, seed: int) -> None:
+    """Trains a run unless the store has it, and exports its result files.
+
+    Raises:
+      UserError: Something it needs is missing or was made for other parameters, another process
+        trains the run, or the training diverged.
+      relu_sparsity.training.loop.Interrupted: It was asked to stop.
+    """
+    chosen = params.run(run, seed)
+    store = run_store(params, run, seed)
+    if store.is_finished():
+        log.info("%s is in the store: exports it", store.name)
+    else:
+        with store.lock():
+            if not store.is_finished():
+                _train(params, layout, chosen, seed, store)
+    store.export(layout.run(run, seed))
+
+
+def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
+    """Writes the units that a masked run keeps, as `layer<L>` in an NPZ file."""
+    from relu_sparsity.training.history import read_units
+
+    chosen = params.run(run, seed)
+    if chosen.intervention not in MASKS or chosen.parent is None:
+        raise UserError(f"runs.{run}.intervention: {chosen.intervention}; allowed: {_list(MASKS)}")
+    mask = chosen.config.mask
+    branch = _ensure_branch(params, layout, chosen.parent, seed, mask.step)
+    used = read_units(branch / "units.npz", mask.step)
+    kept = (
+        interventions.unused_mask(used)
+        if chosen.intervention == "mask_unused"
+        else interventions.random_mask(used, seed=(mask.seed, seed), over=mask.random_over)
+    )
+    arrays: dict[str, Any] = {f"layer{index}": layer for index, layer in enumerate(kept)}
+    made_for = np.str_(fingerprint.run(params, run, seed))
+    with atomic_write(layout.mask(run, seed)) as temporary:
+        np.savez_compressed(temporary, fingerprint=made_for, **arrays)
+    total = sum(layer.size for layer in kept)
+    off = total - sum(int(layer.sum()) for layer in kept)
+    log.info("%s masks %d of %d units (%.1f %%)", run, off, total, 100 * off / total)
+
+
+def write_widths(params: Params, layout: Layout, run: str, seed: int) -> None:
+    """Writes the layers' widths of a run that is as wide as what its parent used."""
+    from relu_sparsity.training.history import read_units
+
+    chosen = params.run(run, seed)
+    if chosen.intervention != "used_widths" or chosen.parent is None:
+        raise UserError(f"runs.{run}.intervention: {chosen.intervention}; allowed: used_widths")
+    folder = layout.run(chosen.parent, seed)
+    last = params.run(chosen.parent).config.training.num_steps - 1
+    try:
+        used = read_units(folder / "units.npz", last)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no results of {chosen.parent}; train it first") from None
+    widths = interventions.used_widths(used, multiple_of=chosen.config.round2.width_multiple_of)
+    made_for = fingerprint.run(params, run, seed)
+    write_json(layout.widths(run, seed), {"fingerprint": made_for, "mlp_dims": widths})
+    log.info("%s has the widths %s", run, _list(widths))
+
+
+def mask_fingerprint(path: Path) -> str | None:
+    """What a mask file was made for; None where it is not there or not whole."""
+    try:
+        with np.load(path) as arrays:
+            return str(arrays["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def json_fingerprint(path: Path) -> str | None:
+    """What a JSON result was made for; None where it is not there or not whole."""
+    try:
+        return json.loads(path.read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _train(params: Params, layout: Layout, run: RunParams, seed: int, store: RunStore) -> None:
+    from relu_sparsity.training.loop import train
+
+    job = _training_job(params, layout, run, seed, store)
+    history = train(job)
+    partial = store.folder / "finished.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    history.write(partial)
+    write_json(partial / "run.json", _describe(params, run, seed, job))
+    partial.rename(store.finished)
+
+
+def _training_job(
+    params: Params, layout: Layout, run: RunParams, seed: int, store: RunStore
+) -> "TrainingJob":
+    from relu_sparsity.data.tokenizer import load_tokenizer
+    from relu_sparsity.training.loop import TrainingJob
+
+    if json_fingerprint(layout.manifest) != text_fingerprint(params):
+        raise UserError(
+            f"{layout.manifest}: is missing or was made for other parameters; run "
+            "'relu-sparsity tokenizer' and 'relu-sparsity data' first"
+        )
+    config = run.config
+    folder = sources.prepare(config.data, store_root() / "data")
+    mlp_dims = [config.model.mlp_dim] * config.model.num_layers
+    start = unit_masks = None
+    if run.intervention in MASKS and run.parent is not None:
+        path = layout.mask(run.name, seed)
+        _require_made_for(path, mask_fingerprint(path), params, run.name, seed, "mask")
+        with np.load(path) as arrays:
+            unit_masks = [arrays[f"layer{index}"] for index in range(config.model.num_layers)]
+        step = config.mask.step
+        start = (_ensure_branch(params, layout, run.parent, seed, step), step)
+    elif run.intervention == "used_widths":
+        path = layout.widths(run.name, seed)
+        _require_made_for(path, json_fingerprint(path), params, run.name, seed, "widths")
+        mlp_dims = json.loads(path.read_text())["mlp_dims"]
+    return TrainingJob(
+        name=store.name,
+        config=config,
+        seed=seed,
+        mlp_dims=mlp_dims,
+        train_documents=sources.documents(config.data, folder, "train"),
+        heldout_documents=sources.documents(config.data, folder, "heldout"),
+        tokenizer=load_tokenizer(layout.tokenizer),
+        checkpoints=store.checkpoints,
+        throughput=store.throughput,
+        branches={step: store.branch(step) for step in params.branch_steps(run.name)},
+        start=start,
+        unit_masks=unit_masks,
+    )
+
+
+def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: int) -> Path:
+    """The branch of a run at `step`, replayed from the start where the store does not have it."""
+    from dataclasses import replace
+
+    store = run_store(params, run, seed)
+    if store.has_branch(step):
+        return store.branch(step)
+    from relu_sparsity.training.loop import train
+
+    log.info("%s has no checkpoint at step %d in the store: trains up to it", store.name, step)
+    replay = store.folder / f"replay{step}"
+    with store.lock(patience=math.inf):
+        if store.has_branch(step):
+            return store.branch(step)
+        job = _training_job(params, layout, params.run(run, seed), seed, store)
+        job = replace(job, checkpoints=replay / "checkpoints", branches={step: store.branch(step)})
+        train(job, until=step)
+        shutil.rmtree(replay)
+    return store.branch(step)
+
+
+def _require_made_for(
+    path: Path, made_for: str | None, params: Params, run: str, seed: int, command: str
+) -> None:
+    if made_for != fingerprint.run(params, run, seed):
+        raise UserError(
+            f"{path}: is missing or was made for other parameters; run "
+            f"'relu-sparsity {command} --run {run} --seed {seed}' first"
+        )
+
+
+def _describe(params: Params, run: RunParams, seed: int, job: "TrainingJob") -> dict[str, Any]:
+    import jax
+
+    config = run.config.fingerprinted(run.intervention)
+    config["model"]["mlp_dims"] = list(job.mlp_dims)
+    config["data"].pop("data_dir")
+    parent = None
+    if run.parent is not None:
+        parent = {"run": run.parent, "seed": seed, "step": job.start[1] if job.start else None}
+    return {
+        "scale": params.scale,
+        "run": run.name,
+        "seed": seed,
+        "fingerprint": fingerprint.run(params, run.name, seed),
+        "intervention": run.intervention,
+        "parent": parent,
+        "config": config,
+        "environment": {
+            "jax": jax.__version__,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        },
+    }
+
+
+def _list(values: Any) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,75 @@
+"""Where the files of a scale are. The Snakefile and the command line both ask here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_FILES = (
+    "unit_use.csv",
+    "training.csv",
+    "evaluation.csv",
+    "evaluation_sequences.csv",
+    "units.npz",
+    "run.json",
+)
+
+
+def store_root() -> Path:
+    """The folder of trained runs, data sets and compiled programs.
+
+    No result is declared in it, so neither Snakemake nor DVC ever deletes it. The environment
+    variable RELU_SPARSITY_STORE moves it.
+    """
+    return Path(os.environ.get("RELU_SPARSITY_STORE", "store"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The result files of one scale."""
+
+    scale: str
+    root: Path = Path("results")
+
+    @property
+    def results(self) -> Path:
+        """All results of the scale."""
+        return self.root / self.scale
+
+    @property
+    def manifest(self) -> Path:
+        """What the text and the tokenizer are, by their content."""
+        return self.results / "data" / "manifest.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The SentencePiece model."""
+        return self.results / "data" / "tokenizer.model"
+
+    def run(self, run: str, seed: int | str) -> Path:
+        """The folder of one training run's results."""
+        return self.results / "runs" / run / f"seed{seed}"
+
+    def mask(self, run: str, seed: int | str) -> Path:
+        """The units that a masked run keeps."""
+        return self.results / "masks" / run / f"seed{seed}.npz"
+
+    def widths(self, run: str, seed: int | str) -> Path:
+        """The widths of a run whose layers are as wide as what its parent used."""
+        return self.results / "widths" / run / f"seed{seed}.json"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained report."""
+        return self.results / "report.html"
+
+    def log(self, name: str) -> Path:
+        """The log of a job."""
+        return Path("logs") / self.scale / f"{name}.log"
+
+    def benchmark(self, name: str) -> Path:
+        """Time and memory of a job: never the same twice, so it is no result."""
+        return Path("benchmarks") / self.scale / f"{name}.tsv"
+
+    def stamp(self, name: str) -> Path:
+        """A file whose content changes when the job `name` has to run again."""
+        return Path(".stamps") / self.scale / f"{name}.txt"

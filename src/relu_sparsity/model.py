@@ -1,0 +1,229 @@
+"""The decoder-only ReLU Transformer (section 2.2).
+
+What the paper leaves open is a field of `ModelParams`. Consecutive layers of one width are one
+scan over stacked parameters, so a deep model compiles as fast as a shallow one; a model whose
+layers all differ in width (round 2) is a scan per layer.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from relu_sparsity.params import ModelParams
+from relu_sparsity.sparsity import UnitUse, token_counts, use_from_counts
+
+_T = TypeVar("_T")
+UnitMasks = Sequence[Float[Array, "layers mlp"]]
+
+
+class Attention(nnx.Module):
+    """Causal multi-head self-attention; the softmax is taken in float32."""
+
+    def __init__(self, params: ModelParams, *, rngs: nnx.Rngs) -> None:
+        linear = partial(nnx.Linear, use_bias=params.attention_bias, dtype=params.dtype, rngs=rngs)
+        self.num_heads = params.num_heads
+        self.query_key_value = linear(params.emb_dim, 3 * params.emb_dim)
+        self.out = linear(params.emb_dim, params.emb_dim)
+
+    def __call__(self, x: Float[Array, "batch seq emb"]) -> Float[Array, "batch seq emb"]:
+        batch, seq, emb = x.shape
+        heads = self.query_key_value(x).reshape(batch, seq, 3, self.num_heads, -1)
+        query, key, value = jnp.moveaxis(heads, 2, 0)
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return self.out(mixed.reshape(batch, seq, emb))
+
+
+class MLP(nnx.Module):
+    """Two dense layers with a ReLU between them; kernels are LeCun-normal (section 2.2)."""
+
+    def __init__(self, params: ModelParams, mlp_dim: int, *, rngs: nnx.Rngs) -> None:
+        linear = partial(
+            nnx.Linear,
+            use_bias=params.mlp_bias,
+            dtype=params.dtype,
+            kernel_init=nnx.initializers.lecun_normal(),
+            rngs=rngs,
+        )
+        self.up = linear(params.emb_dim, mlp_dim)
+        self.down = linear(mlp_dim, params.emb_dim)
+
+    def __call__(
+        self, x: Float[Array, "batch seq emb"], unit_mask: Float[Array, " mlp"] | None = None
+    ) -> tuple[Float[Array, "batch seq emb"], Float[Array, "batch seq mlp"]]:
+        """Returns the output and the hidden activations after ReLU and mask."""
+        hidden = nnx.relu(self.up(x))
+        if unit_mask is not None:
+            hidden = hidden * unit_mask.astype(hidden.dtype)
+        return self.down(hidden), hidden
+
+
+class Block(nnx.Module):
+    """A pre-norm Transformer block."""
+
+    def __init__(self, params: ModelParams, mlp_dim: int, *, rngs: nnx.Rngs) -> None:
+        self.attention_norm = _norm(params, rngs)
+        self.attention = Attention(params, rngs=rngs)
+        self.mlp_norm = _norm(params, rngs)
+        self.mlp = MLP(params, mlp_dim, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq emb"],
+        unit_mask: Float[Array, " mlp"] | None,
+        group_size: int | None,
+    ) -> tuple[Float[Array, "batch seq emb"], UnitUse | None]:
+        x = x + self.attention(self.attention_norm(x))
+        change, hidden = self.mlp(self.mlp_norm(x), unit_mask)
+        if group_size is None:
+            return x + change, None
+        counts = token_counts(hidden)
+        return x + change, use_from_counts(counts, seq_len=x.shape[1], group_size=group_size)
+
+
+class Stack(nnx.Module):
+    """Consecutive blocks of one width, their parameters stacked along a leading axis."""
+
+    def __init__(
+        self, params: ModelParams, num_layers: int, mlp_dim: int, *, rngs: nnx.Rngs
+    ) -> None:
+        @nnx.split_rngs(splits=num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def create(rngs: nnx.Rngs) -> Block:
+            return Block(params, mlp_dim, rngs=rngs)
+
+        self.num_layers = num_layers
+        self.mlp_dim = mlp_dim
+        self.remat = params.remat
+        self.blocks = create(rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq emb"],
+        unit_masks: Float[Array, "layers mlp"] | None,
+        group_size: int | None,
+    ) -> tuple[Float[Array, "batch seq emb"], UnitUse | None]:
+        graph, stacked = nnx.split(self.blocks)
+
+        def apply_block(x, layer):
+            state, unit_mask = layer
+            return nnx.merge(graph, state)(x, unit_mask, group_size)
+
+        if self.remat:
+            apply_block = jax.checkpoint(apply_block, prevent_cse=False)
+        return jax.lax.scan(apply_block, x, (stacked, unit_masks))
+
+
+class Transformer(nnx.Module):
+    """The language model.
+
+    Args:
+      params: Shape and choices.
+      vocab_size: Tokens in the vocabulary.
+      max_len: The longest sequence.
+      mlp_dims: The width of each layer; None gives all of them `params.mlp_dim`.
+      rngs: Where the initial parameters are drawn from.
+    """
+
+    def __init__(
+        self,
+        params: ModelParams,
+        *,
+        vocab_size: int,
+        max_len: int,
+        mlp_dims: Sequence[int] | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.dtype = params.dtype
+        embedding_init = nnx.initializers.normal(params.embedding_init_std)
+        self.embed = nnx.Embed(
+            vocab_size, params.emb_dim, embedding_init=embedding_init, dtype="float32", rngs=rngs
+        )
+        self.positions = (
+            nnx.Param(embedding_init(rngs.params(), (max_len, params.emb_dim)))
+            if params.positions == "learned"
+            else None
+        )
+        widths = list(mlp_dims or [params.mlp_dim] * params.num_layers)
+        self.stacks = nnx.List(
+            [
+                Stack(params, len(list(layers)), mlp_dim, rngs=rngs)
+                for mlp_dim, layers in itertools.groupby(widths)
+            ]
+        )
+        self.final_norm = _norm(params, rngs)
+        self.logits = (
+            None
+            if params.tie_embeddings
+            else nnx.Linear(
+                params.emb_dim, vocab_size, use_bias=False, dtype=params.dtype, rngs=rngs
+            )
+        )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch seq"],
+        unit_masks: UnitMasks | None = None,
+        group_size: int | None = None,
+    ) -> tuple[Float[Array, "batch seq vocab"], list[UnitUse] | None]:
+        """Predicts the next token at every position.
+
+        Args:
+          tokens: Token ids.
+          unit_masks: For each stack of equally wide layers, 1 where a hidden unit is kept and 0
+            where it stays zero; None keeps all. See `split_by_stack`.
+          group_size: Sequences in a device batch, to measure the units' use; None measures
+            nothing.
+
+        Returns:
+          The logits in float32, and the units' use for each stack (None without `group_size`).
+        """
+        length = tokens.shape[1]
+        positions = (
+            sinusoidal_positions(length, self.embed.features)
+            if self.positions is None
+            else self.positions[:length]
+        )
+        x = (self.embed(tokens) + positions).astype(self.dtype)
+        uses: list[UnitUse] = []
+        for index, stack in enumerate(self.stacks):
+            x, use = stack(x, None if unit_masks is None else unit_masks[index], group_size)
+            if use is not None:
+                uses.append(use)
+        x = self.final_norm(x)
+        if self.logits is None:
+            kernel = self.embed.embedding[...].astype(self.dtype)
+            logits = jnp.einsum("bse,ve->bsv", x, kernel, preferred_element_type=jnp.float32)
+        else:
+            logits = self.logits(x)
+        return logits.astype(jnp.float32), None if group_size is None else uses
+
+
+def split_by_stack(values: Sequence[_T], mlp_dims: Sequence[int]) -> list[list[_T]]:
+    """Groups per-layer values as the model groups its layers: by runs of one width."""
+    layers = iter(values)
+    return [
+        list(itertools.islice(layers, len(list(group)))) for _, group in itertools.groupby(mlp_dims)
+    ]
+
+
+def sinusoidal_positions(length: int, emb_dim: int) -> Float[np.ndarray, "seq emb"]:
+    """Fixed sinusoidal position encodings.
+
+    References:
+      Vaswani et al., `Attention Is All You Need`, 2017, section 3.5.
+    """
+    frequency = np.exp(-np.log(10000.0) * np.arange(0, emb_dim, 2) / emb_dim)
+    angles = np.arange(length)[:, None] * frequency
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
+
+
+def _norm(params: ModelParams, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    norm = {"layernorm": nnx.LayerNorm, "rmsnorm": nnx.RMSNorm}[params.norm]
+    return norm(params.emb_dim, dtype=params.dtype, rngs=rngs)

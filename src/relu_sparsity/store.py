@@ -1,0 +1,102 @@
+"""Where trained runs live, by run, seed and fingerprint.
+
+The store holds what no workflow tool declares: checkpoints, finished exports, data sets. A run
+that is there is never trained again, whatever happened to the result files.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import atomic_write
+from relu_sparsity.layout import RUN_FILES
+
+
+class RunStore:
+    """The store's folder of one run, seed and fingerprint."""
+
+    def __init__(self, root: Path, scale: str, run: str, seed: int, fingerprint: str) -> None:
+        self.name = f"{run} seed {seed}"
+        self.folder = root / "runs" / scale / run / f"seed{seed}" / fingerprint
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints of the training under way."""
+        return self.folder / "checkpoints"
+
+    @property
+    def finished(self) -> Path:
+        """The result files; the folder exists once the run is finished."""
+        return self.folder / "finished"
+
+    @property
+    def throughput(self) -> Path:
+        """Tokens per second over the steps: of this machine, so it is no result."""
+        return self.folder / "throughput.csv"
+
+    def branch(self, step: int) -> Path:
+        """The checkpoint and the used units at a step where other runs branch off."""
+        return self.folder / "branches" / str(step)
+
+    def is_finished(self) -> bool:
+        """Whether the run's results are in the store."""
+        return self.finished.is_dir()
+
+    def has_branch(self, step: int) -> bool:
+        """Whether another run can branch off at `step`."""
+        return (self.branch(step) / "units.npz").is_file()
+
+    def export(self, target: Path) -> None:
+        """Copies the finished result files to `target`, `run.json` last."""
+        for name in RUN_FILES:
+            with atomic_write(target / name) as temporary:
+                shutil.copyfile(self.finished / name, temporary)
+
+    @contextlib.contextmanager
+    def lock(self, patience: float = 10.0) -> Iterator[None]:
+        """Keeps a second trainer away; the system frees the lock when the process ends.
+
+        Args:
+          patience: Seconds to wait for a trainer that is just saving and about to exit.
+
+        Raises:
+          UserError: Another process trains this run.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "lock"
+        with path.open("a+") as file:
+            deadline = time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        file.seek(0)
+                        raise UserError(
+                            f"{self.name} is being trained by another process "
+                            f"({file.read().strip() or 'unknown'}; lock {path}); wait for it, or "
+                            "stop it: it saves a checkpoint when it gets SIGTERM"
+                        ) from None
+                    time.sleep(0.2)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+
+def exported_fingerprint(run_folder: Path) -> str | None:
+    """The fingerprint of the results in a run's result folder; None where they are not whole."""
+    if not all((run_folder / name).is_file() for name in RUN_FILES):
+        return None
+    try:
+        return json.loads((run_folder / "run.json").read_text())["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""Training one run: state and step, loop, checkpoints, history."""

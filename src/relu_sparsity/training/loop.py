@@ -1,0 +1,413 @@
+"""Trains one run, from nothing, from its own checkpoint or from its parent's, to the end."""
+
+import csv
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Bool, Float, Int32
+
+from relu_sparsity.data.pipeline import heldout_batches, train_batches
+from relu_sparsity.data.tokenizer import Tokenizer
+from relu_sparsity.errors import UserError
+from relu_sparsity.model import split_by_stack
+from relu_sparsity.params import RunConfig
+from relu_sparsity.sparsity import METRICS, UnitUse, mean_use
+from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints
+from relu_sparsity.training.history import History, write_units
+from relu_sparsity.training.step import StepOutput, learning_rates, make_mesh, make_steps
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is saved and the next call goes on."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One run to train.
+
+    Attributes:
+      name: How messages call it.
+      config: Its parameters.
+      seed: Decides the initial parameters and the order of the batches.
+      mlp_dims: The width of each layer.
+      train_documents: Training text, by index.
+      heldout_documents: Held-out text, by index.
+      tokenizer: The tokenizer.
+      checkpoints: Folder of its checkpoints.
+      throughput: Where the speed is written to.
+      branches: Steps at which other runs branch off, and the folder of each.
+      start: The branch folder of the parent's that the run starts from, and the step.
+      unit_masks: The units that each layer keeps; None keeps all.
+    """
+
+    name: str
+    config: RunConfig
+    seed: int
+    mlp_dims: Sequence[int]
+    train_documents: Sequence[str]
+    heldout_documents: Sequence[str]
+    tokenizer: Tokenizer
+    checkpoints: Path
+    throughput: Path
+    branches: dict[int, Path] = field(default_factory=dict)
+    start: tuple[Path, int] | None = None
+    unit_masks: list[Bool[np.ndarray, " mlp"]] | None = None
+
+
+def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None = None) -> History:
+    """Trains to the end and returns the history.
+
+    Args:
+      job: The run.
+      until: Stop once the branch at this step is written; None trains to the end.
+      num_devices: How many of the devices share a batch; None takes all.
+
+    Raises:
+      UserError: The loss or a gradient is not finite, or the devices do not fit the batch.
+      Interrupted: SIGTERM or SIGINT came; a checkpoint is saved.
+    """
+    config, training = job.config, job.config.training
+    num_steps = training.num_steps
+
+    # --- Devices, compiled steps, data ---------------------------------------------------------
+    mesh = make_mesh(num_devices)
+    by_data = NamedSharding(mesh, PartitionSpec("data"))
+    steps = make_steps(
+        config, vocab_size=job.tokenizer.vocab_size, mlp_dims=job.mlp_dims, mesh=mesh
+    )
+    rates = learning_rates(config.optimizer, num_steps)
+    batches = train_batches(
+        job.train_documents,
+        job.tokenizer,
+        seq_len=training.seq_len,
+        global_batch_size=training.global_batch_size,
+        num_shards=config.data.num_shards,
+        seed=job.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    heldout = heldout_batches(
+        job.heldout_documents,
+        job.tokenizer,
+        seq_len=training.seq_len,
+        num_sequences=training.eval_sequences,
+        batch_size=training.global_batch_size,
+    )
+    unit_masks = (
+        None
+        if job.unit_masks is None
+        else [
+            np.stack(layers).astype(np.float32)
+            for layers in split_by_stack(job.unit_masks, job.mlp_dims)
+        ]
+    )
+
+    def put(rows: Int32[np.ndarray, "batch seq"]) -> jax.Array:
+        return jax.make_array_from_process_local_data(by_data, rows)
+
+    # --- Where to start: own checkpoint, parent's checkpoint, nothing --------------------------
+    state = steps.init(job.seed)
+    checkpoints = Checkpoints(job.checkpoints)
+    restored = checkpoints.restore_latest(state)
+    if restored is not None:
+        log.info("%s: resumes at step %d of %d", job.name, restored.step, num_steps)
+    elif job.start is not None:
+        folder, step = job.start
+        parents = Checkpoints(folder / "checkpoint")
+        restored = parents.restore(step, state)
+        parents.close()
+        log.info("%s: branches off at step %d of %d", job.name, step, num_steps)
+    history = History(job.mlp_dims)
+    first_step = 0
+    if restored is not None:
+        first_step, state = restored.step, restored.state
+        history = History.from_arrays(job.mlp_dims, restored.history)
+        batches.set_state(restored.data_state)
+
+    def save(to: Checkpoints, step: int) -> None:
+        to.save(Checkpoint(step, state, batches.get_state(), history.to_arrays()))
+
+    # --- The loop: dispatch a step, then read the one before -----------------------------------
+    # The host reads a step's numbers while the device is at the next one. Whatever needs the
+    # whole past (a checkpoint, an evaluation) first reads what is still out.
+    measured = set(range(0, num_steps, config.metrics.metrics_every_steps)) | {num_steps - 1}
+    reader = _Reader(job, history, rates, measured)
+    with _Progress(job, first_step) as progress, _stop_signals() as stop_requested:
+        for step in range(first_step, num_steps + 1):
+            at_end = step == num_steps
+            eval_due = at_end or step % training.eval_every_steps == 0
+            save_due = step % training.checkpoint_every_steps == 0 or at_end
+            branch = job.branches.get(step)
+            stop = stop_requested.is_set()
+            if eval_due or save_due or stop or branch is not None:
+                reader.read_pending()
+            if stop:
+                if step > first_step:
+                    save(checkpoints, step)
+                checkpoints.close()
+                raise Interrupted(
+                    f"{job.name}: stopped at step {step} of {num_steps}; the same command goes on"
+                )
+            if eval_due and step not in history.eval_steps:
+                loss, accuracy = _evaluate(steps, state.params, heldout, unit_masks, job, put)
+                history.eval_steps.append(step)
+                history.eval_loss.append(loss)
+                history.eval_accuracy.append(accuracy)
+                progress.show_evaluation(float(loss.mean()), float(accuracy.mean()))
+            if save_due and step > first_step:
+                save(checkpoints, step)
+            if at_end:
+                break
+            if branch is not None:
+                _save_branch(branch, step, save)
+            tokens = put(next(batches))
+            measure = step in measured or branch is not None
+            run_step = steps.train_and_measure if measure else steps.train
+            state, output = run_step(state, tokens, rates[step], unit_masks)
+            reader.read_pending()
+            reader.pend(step, output)
+            if branch is not None:
+                units = reader.read_pending()
+                assert units is not None
+                write_units(branch / "units.npz", {step: units})
+                if step == until:
+                    checkpoints.close()
+                    return history
+            progress.advance(step, reader.loss)
+    checkpoints.close()
+    return history
+
+
+def _save_branch(folder: Path, step: int, save: Any) -> None:
+    branch = Checkpoints(folder / "checkpoint", max_to_keep=None)
+    if step not in branch.steps():
+        save(branch, step)
+    branch.close()
+
+
+def _evaluate(
+    steps: Any,
+    params: Any,
+    heldout: Sequence[Int32[np.ndarray, "batch seq"]],
+    unit_masks: Any,
+    job: TrainingJob,
+    put: Any,
+) -> tuple[Float[np.ndarray, " sequences"], Float[np.ndarray, " sequences"]]:
+    """Loss and accuracy of every held-out sequence; each process feeds its part of a batch."""
+    batch_size = job.config.training.global_batch_size
+    local = batch_size // jax.process_count()
+    own = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+    outputs = []
+    for rows in heldout:
+        # Every batch has one shape, so that there is one program; the padding is cut off again.
+        padding = [(0, batch_size - len(rows)), (0, 0)]
+        output = steps.evaluate(params, put(np.pad(rows, padding)[own]), unit_masks)
+        outputs.append([np.asarray(values)[: len(rows)] for values in output])
+    loss, accuracy = (np.concatenate(values) for values in zip(*outputs, strict=True))
+    return loss, accuracy
+
+
+class _Reader:
+    """Brings a step's numbers to the host, checks them and puts them into the history."""
+
+    def __init__(
+        self, job: TrainingJob, history: History, rates: np.ndarray, recorded: set[int]
+    ) -> None:
+        self._job = job
+        self._history = history
+        self._rates = rates
+        self._recorded = recorded
+        self._pending: tuple[int, StepOutput] | None = None
+        self.loss = math.nan
+
+    def pend(self, step: int, output: StepOutput) -> None:
+        """Takes a step's output, to be read later."""
+        self._pending = (step, output)
+
+    def read_pending(self) -> list[Bool[np.ndarray, " mlp"]] | None:
+        """Reads what is pending; returns the units of each layer used in the first group."""
+        if self._pending is None:
+            return None
+        step, output = self._pending
+        self._pending = None
+        loss, accuracy, grad_norm = (
+            np.asarray(value)
+            for value in jax.device_get((output.loss, output.accuracy, output.grad_norm))
+        )
+        if not (np.isfinite(loss) and np.isfinite(grad_norm)):
+            raise UserError(
+                f"{self._job.name}: the loss is {loss} and the gradients' norm {grad_norm} at "
+                f"step {step}; allowed: finite numbers. The last good checkpoint is kept in "
+                f"{self._job.checkpoints}. Lower optimizer.peak_lr "
+                f"({self._job.config.optimizer.peak_lr:g}) or set optimizer.grad_clip_norm."
+            )
+        self.loss = float(loss)
+        if output.unit_use is None:
+            return None
+        uses: list[UnitUse] = jax.device_get(output.unit_use)
+        units = [np.asarray(layer, bool) for use in uses for layer in use.used]
+        if step in self._recorded:
+            seq_len = self._job.config.training.seq_len
+            self._history.steps.append(step)
+            self._history.unit_use.append(
+                np.concatenate([_metric_columns(use, seq_len) for use in uses])
+            )
+            self._history.training.append(
+                np.asarray([loss, accuracy, self._rates[step], grad_norm], np.float64)
+            )
+            if step in (0, self._job.config.training.num_steps - 1):
+                self._history.units[step] = units
+        return units
+
+
+def _metric_columns(use: UnitUse, seq_len: int) -> Float[np.ndarray, "layers metrics"]:
+    exact = jax.tree.map(lambda values: np.asarray(values, np.float64), use)
+    means = mean_use(exact, seq_len=seq_len)
+    return np.stack([means[metric] for metric in METRICS], axis=-1)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets; a second signal acts as usual."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+
+    def request(number: int, frame: Any) -> None:
+        requested.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for each in before:
+        signal.signal(each, request)
+    try:
+        yield requested
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+class _Progress:
+    """A progress bar on a terminal, plain lines in a log, and the speed in a file."""
+
+    def __init__(self, job: TrainingJob, first_step: int) -> None:
+        self._job = job
+        self._num_steps = job.config.training.num_steps
+        training = job.config.training
+        self._tokens_per_step = training.global_batch_size * training.seq_len
+        self._first_step = self._last_step = first_step
+        self._last_time: float | None = None
+        self._tokens_per_second = math.nan
+        self._heldout = ""
+        self._bar: Any = None
+        if sys.stderr.isatty() and jax.process_index() == 0:
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[numbers]}"),
+                progress.TimeRemainingColumn(),
+            )
+            self._task = self._bar.add_task(
+                job.name, total=self._num_steps, completed=first_step, numbers=""
+            )
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        training = self._job.config.training
+        log.info(
+            "%s: %d steps of %d x %d tokens (global batch; %d per process, %d per device) on "
+            "%d %s device(s)",
+            self._job.name,
+            self._num_steps - self._first_step,
+            training.global_batch_size,
+            training.seq_len,
+            training.global_batch_size // jax.process_count(),
+            training.global_batch_size // jax.device_count(),
+            jax.device_count(),
+            jax.default_backend(),
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show_evaluation(self, loss: float, accuracy: float) -> None:
+        """Takes the newest held-out numbers; the time of an evaluation is not the steps'."""
+        self._heldout = f", held-out loss {loss:.4f}, accuracy {accuracy:.2%}"
+        self._last_time = None
+
+    def advance(self, step: int, loss: float) -> None:
+        """Counts a step; `loss` is the newest that is known, in nats."""
+        done = step + 1
+        if self._last_time is None:
+            # The first step after a start compiles: the speed is measured from its end on.
+            self._last_time, self._last_step = time.monotonic(), done
+        numbers = f"loss {loss:.4f}"
+        if done % self._job.config.training.log_every_steps == 0 or done == self._num_steps:
+            elapsed = time.monotonic() - self._last_time
+            if done > self._last_step and elapsed > 0:
+                rate = (done - self._last_step) / elapsed
+                self._tokens_per_second = rate * self._tokens_per_step
+                self._write_throughput(done)
+                left = (self._num_steps - done) / rate
+                numbers += f", {self._tokens_per_second:,.0f} tokens/s, {_duration(left)} left"
+            if self._bar is None:
+                log.info(
+                    "%s: step %d of %d, %s%s",
+                    self._job.name,
+                    done,
+                    self._num_steps,
+                    numbers,
+                    self._heldout,
+                )
+            self._last_time, self._last_step = time.monotonic(), done
+        if self._bar is not None:
+            if not math.isnan(self._tokens_per_second):
+                numbers = f"loss {loss:.4f}, {self._tokens_per_second:,.0f} tokens/s"
+            self._bar.update(self._task, completed=done, numbers=numbers)
+
+    def _write_throughput(self, step: int) -> None:
+        if jax.process_index() != 0:
+            return
+        path = self._job.throughput
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writerow(("step", "tokens_per_second"))
+            writer.writerow((step, f"{self._tokens_per_second:.0f}"))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

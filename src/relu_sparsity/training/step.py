@@ -1,0 +1,187 @@
+"""The train state, and the compiled steps.
+
+What differs between runs of one shape (learning rate, masks, seed) is an argument of the compiled
+functions, so all of them share one entry of the compilation cache.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.model import Transformer, UnitMasks
+from relu_sparsity.params import OptimizerParams, RunConfig
+from relu_sparsity.sparsity import UnitUse
+
+
+class TrainState(NamedTuple):
+    """What an update changes."""
+
+    params: nnx.State
+    opt_state: optax.OptState
+
+
+class StepOutput(NamedTuple):
+    """What a step tells about its batch, before the update.
+
+    Attributes:
+      loss: Mean cross-entropy over tokens, in nats.
+      accuracy: Fraction of tokens whose most likely next token is right.
+      grad_norm: Global L2 norm of the gradients.
+      unit_use: The units' use for each stack of layers; None from a step that does not measure.
+    """
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    unit_use: list[UnitUse] | None
+
+
+class EvalOutput(NamedTuple):
+    """Means over the tokens of each held-out sequence."""
+
+    loss: Float[Array, " batch"]
+    accuracy: Float[Array, " batch"]
+
+
+class Steps(NamedTuple):
+    """The compiled functions of one run.
+
+    Attributes:
+      init: `seed -> TrainState`.
+      train: `(state, tokens, learning_rate, unit_masks) -> (state, StepOutput)`.
+      train_and_measure: The same, with the units' use.
+      evaluate: `(params, tokens, unit_masks) -> EvalOutput`.
+    """
+
+    init: Callable[[int], TrainState]
+    train: Callable[..., tuple[TrainState, StepOutput]]
+    train_and_measure: Callable[..., tuple[TrainState, StepOutput]]
+    evaluate: Callable[..., EvalOutput]
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """All devices (or the first `num_devices`) along one axis, `data`."""
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+
+
+def learning_rates(optimizer: OptimizerParams, num_steps: int) -> Float[np.ndarray, " steps"]:
+    """The learning rate of every step: linear warm-up, then cosine decay (section 2.2)."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=optimizer.peak_lr,
+        warmup_steps=optimizer.warmup_steps,
+        # Optax wants at least one step of decay, also where a run is all warm-up.
+        decay_steps=max(num_steps, optimizer.warmup_steps + 1),
+        end_value=optimizer.peak_lr * optimizer.final_lr_fraction,
+    )
+    return np.asarray(schedule(jnp.arange(num_steps)), np.float32)
+
+
+def adamw_direction(optimizer: OptimizerParams) -> optax.GradientTransformation:
+    """AdamW's update before it is multiplied with the learning rate."""
+    clip = (
+        optax.identity()
+        if optimizer.grad_clip_norm is None
+        else optax.clip_by_global_norm(optimizer.grad_clip_norm)
+    )
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps),
+        optax.add_decayed_weights(optimizer.weight_decay),
+    )
+
+
+def token_losses(
+    logits: Float[Array, "batch seq vocab"], targets: Int[Array, "batch seq"]
+) -> tuple[Float[Array, "batch seq"], Float[Array, "batch seq"]]:
+    """Cross-entropy in nats, and 1 where the most likely token is the target."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return loss, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+
+
+def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], mesh: Mesh) -> Steps:
+    """Builds the compiled functions of one run.
+
+    Args:
+      config: The run's parameters.
+      vocab_size: Tokens in the vocabulary.
+      mlp_dims: The width of each layer.
+      mesh: One axis, `data`, over which the batch is sharded. Parameters are replicated.
+
+    Raises:
+      UserError: The number of devices does not divide the global batch.
+    """
+    training = config.training
+    if training.global_batch_size % mesh.size:
+        raise UserError(
+            f"training.global_batch_size: {training.global_batch_size} sequences cannot be shared "
+            f"evenly by {mesh.size} devices; allowed: a multiple of {mesh.size}"
+        )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharded = NamedSharding(mesh, PartitionSpec("data"))
+    direction = adamw_direction(config.optimizer)
+
+    def create(seed: Int[Array, ""]) -> Transformer:
+        return Transformer(
+            config.model,
+            vocab_size=vocab_size,
+            max_len=training.seq_len,
+            mlp_dims=mlp_dims,
+            rngs=nnx.Rngs(jax.random.key(seed)),
+        )
+
+    graph, _ = nnx.split(nnx.eval_shape(lambda: create(jnp.int32(0))))
+
+    def init(seed: Int[Array, ""]) -> TrainState:
+        params = nnx.pure(nnx.state(create(seed)))
+        return TrainState(params, direction.init(params))
+
+    def apply(params: Any, tokens: Any, unit_masks: UnitMasks | None, group_size: int | None):
+        logits, use = nnx.merge(graph, params)(tokens[:, :-1], unit_masks, group_size)
+        losses, hits = token_losses(logits, tokens[:, 1:])
+        return losses, hits, use
+
+    def make_train(group_size: int | None):
+        def loss_fn(params, tokens, unit_masks):
+            losses, hits, use = apply(params, tokens, unit_masks, group_size)
+            return losses.mean(), (hits.mean(), use)
+
+        def train(state: TrainState, tokens, learning_rate, unit_masks):
+            (loss, (accuracy, use)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.params, tokens, unit_masks
+            )
+            updates, opt_state = direction.update(grads, state.opt_state, state.params)
+            params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+            output = StepOutput(loss, accuracy, optax.global_norm(grads), use)
+            return TrainState(params, opt_state), output
+
+        return jax.jit(
+            train,
+            in_shardings=(replicated, sharded, replicated, replicated),
+            out_shardings=replicated,
+            donate_argnums=0,
+        )
+
+    def evaluate(params, tokens, unit_masks) -> EvalOutput:
+        losses, hits, _ = apply(params, tokens, unit_masks, None)
+        return EvalOutput(losses.mean(axis=1), hits.mean(axis=1))
+
+    return Steps(
+        init=jax.jit(init, out_shardings=replicated),
+        train=make_train(None),
+        train_and_measure=make_train(training.per_device_batch_size),
+        evaluate=jax.jit(
+            evaluate,
+            in_shardings=(replicated, sharded, replicated),
+            out_shardings=replicated,
+        ),
+    )

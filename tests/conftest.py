@@ -1,0 +1,47 @@
+"""Eight simulated devices, checked array shapes, and small real text for every test."""
+
+import os
+import tempfile
+
+# Before JAX starts: tests share batches between up to eight devices of one CPU.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Many tests compile the same programs, in this process and in jobs of their own.
+_COMPILED = tempfile.TemporaryDirectory(prefix="relu-sparsity-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["relu_sparsity.model", "relu_sparsity.sparsity", "relu_sparsity.interventions"],
+    "beartype.beartype",
+)
+
+
+@pytest.fixture(scope="session")
+def english_tokens(tmp_path_factory):
+    """A device batch of the paper's shape, 16 x 512 tokens of real English."""
+    from relu_sparsity.data import sources
+    from relu_sparsity.data.pipeline import train_batches
+    from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
+    from relu_sparsity.params import DataParams
+
+    folder = tmp_path_factory.mktemp("english")
+    data = DataParams(packages=("networkx",))
+    documents = sources.documents(data, sources.prepare(data, folder), "train")
+    train_tokenizer(documents, 8000, folder / "tokenizer.model", 500)
+    batches = train_batches(
+        documents,
+        load_tokenizer(folder / "tokenizer.model"),
+        seq_len=512,
+        global_batch_size=16,
+        num_shards=1,
+        seed=0,
+    )
+    return np.asarray(next(batches)[:, :-1])

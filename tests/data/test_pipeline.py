@@ -1,0 +1,235 @@
+import itertools
+import json
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relu_sparsity.data.pipeline import TokenBatches, heldout_batches, train_batches
+from relu_sparsity.data.sources import Documents
+from relu_sparsity.data.tokenizer import Tokenizer
+from relu_sparsity.errors import UserError
+
+
+def take(batches: TokenBatches, count: int) -> np.ndarray:
+    return np.stack(list(itertools.islice(batches, count)))
+
+
+def texts(rows: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The whole documents in rows that follow each other."""
+    tokens = rows.reshape(-1)
+    ends = (tokens == tokenizer.eos_id).nonzero()[0] + 1
+    return [tokenizer.decode(document) for document in np.split(tokens, ends)[:-1]]
+
+
+def epochs(source: list[str], tokenizer: Tokenizer, count: int, **kwargs) -> list[list[str]]:
+    """The documents of the first epochs of a single stream."""
+    size = sum(len(tokenizer.encode(text)) for text in source)
+    batches = train_batches(
+        source, tokenizer, seq_len=16, global_batch_size=1, num_shards=1, **kwargs
+    )
+    order = texts(take(batches, -(-count * size // 17)), tokenizer)
+    return [order[i * len(source) : (i + 1) * len(source)] for i in range(count)]
+
+
+def test_shape_and_targets(train_documents: Documents, tokenizer: Tokenizer):
+    batches = train_batches(
+        train_documents, tokenizer, seq_len=32, global_batch_size=8, num_shards=2, seed=0
+    )
+    batch = next(batches)
+    assert batch.shape == (8, 33)
+    assert batch.dtype == np.int32
+
+
+def test_an_epoch_loses_pads_and_repeats_nothing(train_documents: Documents, tokenizer: Tokenizer):
+    source = list(train_documents)
+    first, second, third = epochs(source, tokenizer, 3, seed=0)
+    assert sorted(first) == sorted(second) == sorted(third) == sorted(source)
+    assert first != source
+    assert first != second != third
+
+
+def test_seeds_give_different_orders(tokenizer: Tokenizer):
+    source = [f"document number {i}" for i in range(40)]
+    orders = [tuple(o) for seed in range(4) for o in epochs(source, tokenizer, 4, seed=seed)]
+    assert len(set(orders)) == 16
+    assert epochs(source, tokenizer, 2, seed=3) == epochs(source, tokenizer, 2, seed=3)
+
+
+def test_streams_share_out_the_shuffled_documents(tokenizer: Tokenizer):
+    source = [f"document number {i}" for i in range(40)]
+    order = epochs(source, tokenizer, 1, seed=5)[0]
+    batches = train_batches(
+        source, tokenizer, seq_len=16, global_batch_size=4, num_shards=4, seed=5
+    )
+    rows = take(batches, 3)
+    for shard in range(4):
+        found = texts(rows[:, shard], tokenizer)
+        assert found
+        assert found == order[shard::4][: len(found)]
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_processes(
+    train_documents: Documents, tokenizer: Tokenizer, process_count: int
+):
+    def batches(index: int, count: int) -> np.ndarray:
+        iterator = train_batches(
+            train_documents,
+            tokenizer,
+            seq_len=32,
+            global_batch_size=8,
+            num_shards=4,
+            seed=1,
+            process_index=index,
+            process_count=count,
+        )
+        return take(iterator, 20)
+
+    shared = [batches(index, process_count) for index in range(process_count)]
+    assert shared[0].shape == (20, 8 // process_count, 33)
+    np.testing.assert_array_equal(np.concatenate(shared, axis=1), batches(0, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 120), min_size=1, max_size=8),
+    seq_len=st.integers(1, 12),
+    rows=st.integers(1, 3),
+    num_shards=st.integers(1, 3),
+    steps=st.integers(0, 12),
+)
+def test_resuming_anywhere_gives_the_same_batches(
+    tokenizer: Tokenizer, lengths: list[int], seq_len: int, rows: int, num_shards: int, steps: int
+):
+    source = [f"{i} " * length for i, length in enumerate(lengths)]
+
+    def start() -> TokenBatches:
+        return train_batches(
+            source,
+            tokenizer,
+            seq_len=seq_len,
+            global_batch_size=rows * num_shards,
+            num_shards=num_shards,
+            seed=7,
+        )
+
+    whole = start()
+    take(whole, steps) if steps else None
+    state = json.loads(json.dumps(whole.get_state()))
+    expected = take(whole, 12)
+
+    fresh = start()
+    fresh.set_state(state)
+    assert fresh.get_state() == state
+    np.testing.assert_array_equal(take(fresh, 12), expected)
+    whole.set_state(state)
+    np.testing.assert_array_equal(take(whole, 12), expected)
+
+
+def test_resuming_real_text_at_every_step(train_documents: Documents, tokenizer: Tokenizer):
+    def start() -> TokenBatches:
+        return train_batches(
+            train_documents, tokenizer, seq_len=24, global_batch_size=4, num_shards=2, seed=0
+        )
+
+    whole, states, expected = start(), [], []
+    for _ in range(150):
+        states.append(json.dumps(whole.get_state()))
+        expected.append(next(whole))
+    for step, state in enumerate(states[:-1]):
+        resumed = start()
+        resumed.set_state(json.loads(state))
+        np.testing.assert_array_equal(take(resumed, 2), expected[step : step + 2])
+
+
+def test_a_state_does_not_change_afterwards(train_documents: Documents, tokenizer: Tokenizer):
+    batches = train_batches(
+        train_documents, tokenizer, seq_len=8, global_batch_size=2, num_shards=1, seed=0
+    )
+    state = batches.get_state()
+    before = json.dumps(state)
+    take(batches, 5)
+    assert json.dumps(state) == before
+
+
+def test_a_state_of_other_streams_is_refused(train_documents: Documents, tokenizer: Tokenizer):
+    def start(num_shards: int) -> TokenBatches:
+        return train_batches(
+            train_documents,
+            tokenizer,
+            seq_len=8,
+            global_batch_size=4,
+            num_shards=num_shards,
+            seed=0,
+        )
+
+    with pytest.raises(ValueError, match="of 2 streams, not of 4"):
+        start(4).set_state(start(2).get_state())
+
+
+def test_no_threads_are_started(train_documents: Documents, tokenizer: Tokenizer):
+    before = threading.active_count()
+    batches = train_batches(
+        train_documents, tokenizer, seq_len=8, global_batch_size=2, num_shards=1, seed=0
+    )
+    take(batches, 3)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("global_batch_size", "num_shards", "process_count", "message"),
+    [
+        (8, 3, 1, r"data\.num_shards: 3 does not divide training\.global_batch_size 8; allowed"),
+        (8, 2, 4, r"data\.num_shards: 2 streams .* by 4 processes; allowed: multiples of 4"),
+    ],
+)
+def test_streams_that_cannot_be_shared_out(
+    tokenizer: Tokenizer,
+    global_batch_size: int,
+    num_shards: int,
+    process_count: int,
+    message: str,
+):
+    with pytest.raises(UserError, match=message):
+        train_batches(
+            ["text"],
+            tokenizer,
+            seq_len=8,
+            global_batch_size=global_batch_size,
+            num_shards=num_shards,
+            seed=0,
+            process_count=process_count,
+        )
+
+
+def test_heldout_rows_are_the_first_ones_in_order(
+    heldout_documents: Documents, tokenizer: Tokenizer
+):
+    batches = heldout_batches(
+        heldout_documents, tokenizer, seq_len=16, num_sequences=50, batch_size=16
+    )
+    assert [len(batch) for batch in batches] == [16, 16, 16, 2]
+    tokens = np.concatenate([tokenizer.encode(document) for document in heldout_documents])
+    np.testing.assert_array_equal(np.concatenate(batches).reshape(-1), tokens[: 50 * 17])
+
+
+@given(st.lists(st.text("ab ", max_size=30), min_size=1, max_size=5), st.integers(1, 9))
+def test_heldout_rows_are_never_padded(tokenizer: Tokenizer, source: list[str], seq_len: int):
+    tokens = np.concatenate([tokenizer.encode(document) for document in source])
+    count = len(tokens) // (seq_len + 1)
+
+    def heldout(num_sequences: int) -> list[np.ndarray]:
+        return heldout_batches(
+            source, tokenizer, seq_len=seq_len, num_sequences=num_sequences, batch_size=4
+        )
+
+    if count:
+        rows = np.concatenate(heldout(count))
+        np.testing.assert_array_equal(rows.reshape(-1), tokens[: count * (seq_len + 1)])
+    with pytest.raises(
+        UserError, match=rf"training\.eval_sequences: .* fills {count}; .*data\.heldout_fraction"
+    ):
+        heldout(count + 1)

@@ -1,0 +1,170 @@
+"""params.yaml: what it resolves to, and every way to get it wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.params import load_params, parse_params
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "params.yaml"
+
+
+@pytest.fixture
+def document():
+    return yaml.safe_load(FILE.read_text())
+
+
+def put(document, path, value):
+    *folders, key = path.split(".")
+    for folder in folders:
+        document = document.setdefault(folder, {})
+        assert document is not None
+    document[key] = value
+
+
+def test_the_tpu_scale_is_the_papers():
+    """Section 2.2 and Table 5."""
+    params = load_params(FILE, "tpu")
+    baseline = params.run("baseline").config
+    assert baseline.model.num_layers == 6
+    assert baseline.model.mlp_dim == 32768
+    assert baseline.optimizer.peak_lr == 3e-3
+    assert baseline.optimizer.warmup_steps == 5000
+    assert baseline.training.num_steps == 1_000_000
+    assert baseline.training.seq_len == 512
+    assert baseline.training.per_device_batch_size == 16
+    assert baseline.training.global_batch_size == 32 * 16
+    assert baseline.mask.step == 50_000
+    assert baseline.data.tfds_name == "c4/en"
+    lrs = {name: params.runs[name].config.optimizer.peak_lr for name in params.runs}
+    assert [lrs[f"lr_x{k}of3"] for k in (1, 2, 5)] == pytest.approx([1e-3, 2e-3, 5e-3])
+    shapes = {
+        name: (run.config.model.num_layers, run.config.model.mlp_dim)
+        for name, run in params.runs.items()
+    }
+    assert shapes["width_x1of2"] == (6, 16384)
+    assert shapes["width_x1of4"] == (6, 8192)
+    assert shapes["depth_10"] == (10, 16384)
+    assert shapes["depth_14"] == (14, 16384)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "gpu", "tpu"])
+def test_every_scale_has_every_experiment_parents_first(scale):
+    params = load_params(FILE, scale)
+    assert params.scale == scale
+    assert set(params.runs) == {
+        "baseline", "lr_x1of3", "lr_x2of3", "lr_x5of3", "width_x1of2", "width_x1of4",
+        "depth_10", "depth_14", "masked", "random_masked", "round1", "round2",
+    }  # fmt: skip
+    order = params.jobs()
+    for run, seed in order:
+        parent = params.runs[run].parent
+        if parent is not None:
+            assert order.index((parent, seed)) < order.index((run, seed))
+    assert params.branch_steps("baseline") == [params.mask.step]
+
+
+def test_nearer_layers_win(document):
+    put(document, "defaults.optimizer.b1", 0.1)
+    put(document, "scales.smoke.optimizer.b1", 0.2)
+    assert parse_params(document, FILE).run("baseline").config.optimizer.b1 == 0.2
+    put(document, "runs.baseline", {"optimizer": {"b1": 0.3}})
+    assert parse_params(document, FILE).run("baseline").config.optimizer.b1 == 0.3
+    put(document, "scales.smoke.runs", {"baseline": {"optimizer": {"b1": 0.4}}})
+    assert parse_params(document, FILE).run("baseline").config.optimizer.b1 == 0.4
+    assert parse_params(document, FILE).run("round1").config.optimizer.b1 == 0.2
+
+
+def test_an_experiment_takes_lines_in_the_file_only(document):
+    document["runs"]["wide_and_slow"] = {"model": {"mlp_dim": "x2"}, "optimizer": {"peak_lr": 1e-4}}
+    run = parse_params(document, FILE).run("wide_and_slow")
+    assert run.config.model.mlp_dim == 512
+    assert run.config.optimizer.peak_lr == 1e-4
+
+
+BAD = [
+    ("scales.smoke.model.num_layers", 0, "scales.smoke.model.num_layers: 0: .*greater than 0"),
+    ("scales.smoke.model.num_layers", 2.5, "scales.smoke.model.num_layers: 2.5: .*integer"),
+    ("scales.tpu.model.num_heads", 3, "scales.tpu.model.num_heads: 3 .*divide emb_dim 512"),
+    ("scales.smoke.model.emb_dim", "wide", "scales.smoke.model.emb_dim: 'wide': .*integer"),
+    ("defaults.model.norm", "batch", "defaults.model.norm: 'batch': .*'layernorm' or 'rmsnorm'"),
+    ("scales.smoke.model.layers", 6, "scales.smoke.model.layers: is no known key; allowed"),
+    ("scales.smoke.modle", {}, "scales.smoke.modle: is no known key; allowed: data, tokenizer"),
+    ("scales.smoke.model", 3, "scales.smoke.model: 3: allowed: a mapping"),
+    ("model", {}, "params.yaml: model: is no known key; allowed: scale, defaults, scales, runs"),
+    ("scale", "huge", "scale: 'huge' is not one of the scales; allowed: smoke, mini, gpu, tpu"),
+    ("scales.smoke.mask.step", 800, "scales.smoke.mask.step: 800 is past the end"),
+    ("scales.smoke.mask.step", 0, "scales.smoke.mask.step: 0: .*greater than 0"),
+    (
+        "scales.smoke.metrics.convergence_window", 801,
+        "convergence_window: 801 is longer than the history; allowed: at most .*800",
+    ),
+    ("scales.smoke.optimizer.warmup_steps", 900, "warmup_steps: 900 is longer than the history"),
+    ("scales.smoke.training.global_batch_size", 12, "global_batch_size: 12 is not a multiple of"),
+    ("scales.smoke.data.num_shards", 3, "num_shards: 3 does not divide"),
+    ("scales.smoke.data.heldout_fraction", 1.5, "heldout_fraction: 1.5: .*less than 1"),
+    ("scales.smoke.data.source", "web", "data.source: 'web': .*'docs', 'tfds' or 'text'"),
+    ("scales.smoke.data.source", "text", "files: the source 'text' needs at least one file"),
+    ("runs.masked.parent", "base", "runs.masked.parent: 'base' is no run; allowed: baseline"),
+    ("runs.masked.seeds", [3], "runs.masked.seeds: .*seed 3 is not a seed of its parent; allowed"),
+    ("runs.baseline.seeds", [], "runs.baseline.seeds: .*at least 1 item"),
+    ("runs.baseline.seeds", [1, 1], "runs.baseline.seeds: .*a seed twice"),
+    ("runs.baseline.intervention", "mask_unused", "runs.baseline.parent: .*both"),
+    ("runs.masked.intervention", "mask", "runs.masked.intervention: 'mask': .*'mask_unused'"),
+    ("runs.masked.model", {"mlp_dim": 8}, "runs.masked.model.mlp_dim: 8 differs from its parent"),
+    ("runs.masked.data", {}, "runs.masked.data: is no known key; allowed: model"),
+    ("runs.round2.model", {"num_layers": 2}, "runs.round2.model.num_layers: 2: .*allowed: 6"),
+    ("runs.width_x1of2.model.mlp_dim", "x1/3", "'x1/3' of 256 is 85.3333; allowed: .*whole"),
+    ("runs.lr_x1of3.optimizer.peak_lr", "x1/0", "runs.lr_x1of3.optimizer.peak_lr: 'x1/0'"),
+    ("runs.lr_x1of3.model", {"norm": "x2"}, "runs.lr_x1of3.model.norm: 'x2' is a factor, but"),
+    ("runs.Big-Run", {}, "runs.Big-Run: 'Big-Run': .*pattern"),
+    ("scales.smoke.runs", {"nobody": {}}, "scales.smoke.runs.nobody: is no run; allowed: baseline"),
+    ("defaults.claims.equivalence_margin", -1, "defaults.claims.equivalence_margin: -1: .*than 0"),
+    ("scales.smoke.resources", {"threads": 0}, "scales.smoke.resources.threads: 0: .*than 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BAD, ids=[f"{b[0]}={b[1]}" for b in BAD])
+def test_names_the_key_the_value_and_what_is_allowed(document, path, value, message):
+    put(document, path, value)
+    with pytest.raises(UserError, match=message):
+        parse_params(document, FILE)
+
+
+def test_runs_must_not_branch_off_each_other(document):
+    document["runs"]["round1"] |= {"parent": "round2", "intervention": "used_widths"}
+    with pytest.raises(UserError, match=r"branch off each other \(round1 -> round2 -> round1\)"):
+        parse_params(document, FILE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scale: [", "not a YAML file"),
+        ("- a", "allowed: a mapping with the keys scale"),
+        ("scale: smoke", "scales: is missing or empty"),
+        ("scales: {smoke: {}}", "runs: is missing or empty"),
+    ],
+)
+def test_names_what_is_wrong_with_the_file(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_params(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_unknown_runs_and_seeds_are_named():
+    params = load_params(FILE)
+    with pytest.raises(UserError, match=r"run 'best' is not in params.yaml; allowed: baseline"):
+        params.run("best")
+    with pytest.raises(UserError, match=r"run 'baseline' has no seed 7 .*allowed: 0"):
+        params.run("baseline", 7)

@@ -1,0 +1,196 @@
+"""Runs that end, stop, resume, branch off and fail."""
+
+import logging
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.interventions import unused_mask
+from relu_sparsity.training import loop
+from relu_sparsity.training.history import read_units
+from relu_sparsity.training.loop import Interrupted, train
+
+
+def change(config, section, **values):
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Sends a signal to this process when the run has done some steps."""
+
+    def arrange(steps, number=signal.SIGTERM):
+        advance = loop._Progress.advance
+
+        def advance_and_stop(self, step, loss):
+            advance(self, step, loss)
+            if step + 1 == steps:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(loop._Progress, "advance", advance_and_stop)
+
+    yield arrange
+    monkeypatch.undo()
+
+
+def test_records_what_was_asked_for(make_job, config):
+    job = make_job()
+    history = train(job, num_devices=1)
+    assert history.steps == [0, 3, 6, 9, 12, 13]
+    assert history.eval_steps == [0, 6, 12, 14]
+    assert sorted(history.units) == [0, 13]
+    assert all(loss.shape == (12,) for loss in history.eval_loss)
+    assert history.training[-1][0] < history.training[0][0]
+    use = np.stack(history.unit_use)
+    assert use.shape == (6, 2, 7)
+    assert (use >= 0).all()
+    assert (use <= 1).all()
+    token, sequence, batch = use[..., 0], use[..., 1], use[..., 2]
+    assert (token <= sequence).all()
+    assert (sequence <= batch).all()
+    assert job.throughput.read_text().startswith("step,tokens_per_second\n")
+
+
+def test_loss_of_the_first_batch_is_that_of_a_plain_model(make_job, config):
+    """The recorded loss, accuracy and use against NumPy on the model's own logits."""
+    import jax
+    from flax import nnx
+
+    from relu_sparsity.data.pipeline import train_batches
+    from relu_sparsity.model import Transformer
+
+    job = make_job()
+    history = train(job, num_devices=1)
+    rows = next(
+        train_batches(
+            job.train_documents,
+            job.tokenizer,
+            seq_len=16,
+            global_batch_size=8,
+            num_shards=1,
+            seed=0,
+        )
+    )
+    model = Transformer(
+        config.model,
+        vocab_size=job.tokenizer.vocab_size,
+        max_len=16,
+        rngs=nnx.Rngs(jax.random.key(0)),
+    )
+    logits = np.asarray(model(jax.numpy.asarray(rows[:, :-1]))[0], np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    targets = rows[:, 1:]
+    loss = -np.take_along_axis(log_probs, targets[..., None], -1).mean()
+    accuracy = (logits.argmax(-1) == targets).mean()
+    np.testing.assert_allclose(history.training[0][:2], [loss, accuracy], rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [3, 8, 13])
+def test_resumed_equals_uninterrupted(make_job, written, stop_after, monkeypatch, steps):
+    expected = written(train(make_job("whole"), num_devices=1))
+    job = make_job("stopped")
+    stop_after(steps)
+    with pytest.raises(Interrupted, match=rf"stopped at step {steps} of 14; the same command"):
+        train(job, num_devices=1)
+    monkeypatch.undo()
+    assert written(train(job, num_devices=1)) == expected
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
+    make_job, written, stop_after, monkeypatch, caplog
+):
+    expected = written(train(make_job("whole"), num_devices=1))
+    job = make_job("damaged")
+    stop_after(9)
+    with pytest.raises(Interrupted):
+        train(job, num_devices=1)
+    monkeypatch.undo()
+    newest = job.checkpoints / "9"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with caplog.at_level(logging.INFO):
+        assert written(train(job, num_devices=1)) == expected
+    assert "the checkpoint at step 9 is damaged" in caplog.text
+    assert "resumes at step 8 of 14" in caplog.text
+    assert list((job.checkpoints.parent / "damaged").iterdir())
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(make_job, config):
+    diverging = change(config, "optimizer", peak_lr=1e30)
+    job = make_job(config=change(diverging, "training", checkpoint_every_steps=1))
+    with pytest.raises(UserError, match=r"the loss is .* at step \d+; allowed: finite.*peak_lr"):
+        train(job, num_devices=1)
+    checkpoints = loop.Checkpoints(job.checkpoints)
+    assert checkpoints.steps()
+    steps = loop.make_steps(
+        job.config,
+        vocab_size=job.tokenizer.vocab_size,
+        mlp_dims=job.mlp_dims,
+        mesh=loop.make_mesh(1),
+    )
+    last = checkpoints.restore(checkpoints.steps()[-1], steps.init(0))
+    checkpoints.close()
+    assert all(np.isfinite(leaf).all() for leaf in loop.jax.tree.leaves(last.state.params))
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_metrics_do_not_depend_on_the_number_of_devices(make_job, config, num_devices):
+    short = change(config, "training", num_steps=2)
+    short = change(short, "metrics", metrics_every_steps=1)
+    one = train(make_job("one", config=short), num_devices=1)
+    many = train(make_job("many", config=short), num_devices=num_devices)
+    np.testing.assert_array_equal(one.unit_use[0], many.unit_use[0])
+    for ours, theirs in zip(one.units[0], many.units[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(one.training, many.training, rtol=1e-5)
+    np.testing.assert_allclose(one.eval_loss, many.eval_loss, rtol=1e-5)
+
+
+def test_names_a_batch_that_the_devices_cannot_share(make_job, config):
+    odd = change(config, "training", global_batch_size=6, per_device_batch_size=3)
+    with pytest.raises(UserError, match=r"global_batch_size: 6 .* 8 devices; allowed: a multiple"):
+        train(make_job(config=odd))
+
+
+def test_a_masked_run_goes_on_from_its_parents_batch(make_job, tmp_path):
+    branch = tmp_path / "branch"
+    parent = train(make_job("parent", branches={7: branch}), num_devices=1)
+    used = read_units(branch / "units.npz", 7)
+    masks = unused_mask(used)
+    assert not all(layer.all() for layer in masks)
+    masked = train(make_job("masked", start=(branch, 7), unit_masks=masks), num_devices=1)
+    assert masked.steps == parent.steps
+    before = [step for step in parent.steps if step < 7]
+    np.testing.assert_array_equal(masked.unit_use[: len(before)], parent.unit_use[: len(before)])
+    for layer, kept in zip(masked.units[13], masks, strict=True):
+        assert not layer[~kept].any()
+
+
+def test_masking_what_a_batch_does_not_use_changes_nothing_on_that_batch(
+    make_job, config, tmp_path
+):
+    every_step = change(config, "metrics", metrics_every_steps=1)
+    branch = tmp_path / "branch"
+    parent = train(make_job("parent", config=every_step, branches={7: branch}), num_devices=1)
+    masks = unused_mask(read_units(branch / "units.npz", 7))
+    masked = train(
+        make_job("masked", config=every_step, start=(branch, 7), unit_masks=masks), num_devices=1
+    )
+    np.testing.assert_allclose(masked.training[7], parent.training[7], rtol=1e-6)
+
+
+def test_a_replayed_branch_is_the_branch_of_the_whole_run(make_job, tmp_path):
+    whole, replayed = tmp_path / "whole_branch", tmp_path / "replayed_branch"
+    train(make_job("whole", branches={7: whole}), num_devices=1)
+    train(make_job("replay", branches={7: replayed}), until=7, num_devices=1)
+    assert (whole / "units.npz").read_bytes() == (replayed / "units.npz").read_bytes()
+    masks = unused_mask(read_units(whole / "units.npz", 7))
+    histories = [
+        train(make_job(name, start=(branch, 7), unit_masks=masks), num_devices=1)
+        for name, branch in (("a", whole), ("b", replayed))
+    ]
+    for one, other in zip(*(history.to_arrays().values() for history in histories), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,85 @@
+"""The schedule, the optimizer and the compiled steps against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from relu_sparsity.params import OptimizerParams
+from relu_sparsity.training.step import adamw_direction, learning_rates, make_mesh, make_steps
+
+
+def test_warm_up_is_linear_and_the_decay_a_cosine():
+    """The paper's schedule, section 2.2: 5000 steps up to 3e-3, then a cosine."""
+    num_steps, warmup, peak = 100_000, 5000, 3e-3
+    rates = learning_rates(OptimizerParams(), num_steps)
+    assert rates.shape == (num_steps,)
+    assert rates[0] == 0
+    for step in (1, 1234, 4999):
+        np.testing.assert_allclose(rates[step], peak * step / warmup, rtol=1e-4)
+    for step in (5000, 8000, 52_500, 99_999):
+        progress = (step - warmup) / (num_steps - warmup)
+        expected = peak * 0.5 * (1 + np.cos(np.pi * progress))
+        np.testing.assert_allclose(rates[step], expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_a_run_may_have_no_warm_up_or_no_decay(warmup_steps):
+    rates = learning_rates(OptimizerParams(peak_lr=1.0, warmup_steps=warmup_steps), 10)
+    assert np.isfinite(rates).all()
+    assert rates[0] == (1 if warmup_steps == 0 else 0)
+    assert rates.max() == pytest.approx(1 if warmup_steps == 0 else 0.9)
+
+
+def test_decays_to_the_given_fraction():
+    rates = learning_rates(OptimizerParams(peak_lr=1.0, warmup_steps=1, final_lr_fraction=0.1), 999)
+    np.testing.assert_allclose(rates[-1], 0.1, atol=1e-4)
+
+
+def test_an_update_is_optax_adamws():
+    params = {"kernel": jnp.linspace(-1, 1, 12).reshape(3, 4)}
+    ours = OptimizerParams(weight_decay=0.3)
+    direction = adamw_direction(ours)
+    adamw = optax.adamw(0.01, ours.b1, ours.b2, ours.eps, weight_decay=0.3)
+    state, expected_state = direction.init(params), adamw.init(params)
+    expected = params
+    for seed in range(5):
+        grads = {"kernel": jax.random.normal(jax.random.key(seed), (3, 4))}
+        updates, state = direction.update(grads, state, params)
+        params = jax.tree.map(lambda p, u: p - 0.01 * u, params, updates)
+        updates, expected_state = adamw.update(grads, expected_state, expected)
+        expected = optax.apply_updates(expected, updates)
+        np.testing.assert_allclose(params["kernel"], expected["kernel"], rtol=1e-6)
+
+
+def test_measuring_changes_nothing_of_the_update(config):
+    steps = make_steps(config, vocab_size=400, mlp_dims=[16, 16], mesh=make_mesh(1))
+    rows = np.random.default_rng(0).integers(0, 400, (8, 17)).astype(np.int32)
+    plain, plain_output = steps.train(steps.init(0), rows, np.float32(0.01), None)
+    measured, output = steps.train_and_measure(steps.init(0), rows, np.float32(0.01), None)
+    assert plain_output.unit_use is None
+    assert output.unit_use[0].used.shape == (2, 16)
+    np.testing.assert_allclose(plain_output.loss, output.loss, rtol=1e-6)
+    for one, other in zip(
+        jax.tree.leaves(plain.params), jax.tree.leaves(measured.params), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_seed_decides_the_initial_parameters(config):
+    steps = make_steps(config, vocab_size=400, mlp_dims=[16, 16], mesh=make_mesh(1))
+    leaves = [jax.tree.leaves(steps.init(seed).params) for seed in (0, 0, 1)]
+    assert all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[1], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
+
+
+def test_mlp_kernels_are_lecun_normal():
+    """Section 2.2: variance 1 / fan_in."""
+    from relu_sparsity.params import ModelParams, RunConfig
+
+    config = RunConfig(model=ModelParams(num_layers=1, emb_dim=64, num_heads=2, mlp_dim=4096))
+    steps = make_steps(config, vocab_size=400, mlp_dims=[4096], mesh=make_mesh(1))
+    mlp = steps.init(0).params["stacks"][0]["blocks"]["mlp"]
+    np.testing.assert_allclose(np.std(mlp["up"]["kernel"]), 64**-0.5, rtol=0.02)
+    np.testing.assert_allclose(np.std(mlp["down"]["kernel"]), 4096**-0.5, rtol=0.02)
