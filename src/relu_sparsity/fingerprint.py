@@ -28,12 +28,18 @@ TRAINING_MODULES = (
     "training/loop.py",
     "training/step.py",
 )
-EXTRACT_MODULES = ("paper/extract.py",)
-_COMMON = ("paper/history.py", "paper/published.py", "paper/published.yaml")
+EXTRACT_MODULES = ("paper/extract.py", "paper/history.py")
+_COMMON = (
+    "paper/catalog.py",
+    "paper/extract.py",
+    "paper/history.py",
+    "paper/published.py",
+    "paper/published.yaml",
+)
 PAPER_MODULES = {
     "tables": (*_COMMON, "paper/tables.py"),
     "figures": (*_COMMON, "paper/figures.py"),
-    "claims": (*_COMMON, "paper/claims.py"),
+    "claims": (*_COMMON, "paper/claims.py", "paper/evidence.py", "paper/rules.py"),
     "report": ("paper/report.py",),
 }
 

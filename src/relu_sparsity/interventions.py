@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-LayerUnits = list[Bool[np.ndarray, " mlp"]]
+LayerUnits = list[Bool[np.ndarray, " _mlp"]]
 
 
 def unused_mask(used: LayerUnits) -> LayerUnits:

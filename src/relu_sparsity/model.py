@@ -20,7 +20,7 @@ from relu_sparsity.params import ModelParams
 from relu_sparsity.sparsity import UnitUse, token_counts, use_from_counts
 
 _T = TypeVar("_T")
-UnitMasks = Sequence[Float[Array, "layers mlp"]]
+UnitMasks = Sequence[Float[Array, "_layers _mlp"]]
 
 
 class Attention(nnx.Module):

@@ -1,9 +1,7 @@
-"""What the Snakefile needs beyond rules: stamps, which decide what is stale, and locks."""
+"""What the Snakefile needs beyond rules: what is stale, and locks."""
 
 import fcntl
 import os
-import shutil
-import time
 from pathlib import Path
 from typing import IO
 
@@ -13,33 +11,43 @@ from relu_sparsity.layout import Layout
 from relu_sparsity.params import Params
 from relu_sparsity.store import exported_fingerprint
 
+# Long ago: before any real result, after what archive formats can hold.
+_SETTLED = 1_000_000_000
+
 
 def write_stamps(params: Params, layout: Layout) -> None:
-    """Writes the stamp of every job, so that modification times tell what is stale.
+    """Makes modification times tell what is stale, and nothing else.
 
-    A stamp holds its job's fingerprint. Snakemake compares modification times, which a clone or
-    `dvc pull` sets at random; so a stamp is older than everything where the results carry its
-    fingerprint, and newer than everything where they do not.
+    Snakemake compares modification times, which a clone or `dvc pull` sets at random. So every job
+    up to training has a stamp that holds its fingerprint. Where the job's result carries the same
+    fingerprint, stamp and result get settled times, long ago and in the order of the workflow;
+    where it does not, the stamp is newer than everything.
     """
     text = jobs.text_fingerprint(params)
-    text_made_for = jobs.json_fingerprint(layout.manifest)
-    _write_stamp(layout.stamp("text"), text, text_made_for)
+    text_is_current = jobs.json_fingerprint(layout.manifest) == text
+    results = [layout.tokenizer, layout.manifest]
+    _settle(layout.stamp("text"), text, results if text_is_current else None, level=1)
     for run, seed in params.jobs():
         wanted = fingerprint.run(params, run, seed)
-        made_for = exported_fingerprint(layout.run(run, seed))
-        _write_stamp(layout.stamp(f"train/{run}/seed{seed}"), wanted, made_for)
-        match params.runs[run].intervention:
-            case "used_widths":
-                made_for = jobs.json_fingerprint(layout.widths(run, seed))
-            case "mask_unused" | "mask_random":
-                made_for = jobs.mask_fingerprint(layout.mask(run, seed))
-            case None:
-                continue
-        _write_stamp(layout.stamp(f"intervention/{run}/seed{seed}"), wanted, made_for)
-    metrics = {name: run.config.metrics.convergence_window for name, run in params.runs.items()}
-    for run, window in metrics.items():
-        wanted = fingerprint.digest([fingerprint.code(fingerprint.EXTRACT_MODULES), window])
-        _keep_stamp(layout.stamp(f"extract/{run}"), wanted)
+        level = 4 + 2 * len(params.ancestors(run))
+        found = exported_fingerprint(layout.run(run, seed))
+        results = [layout.run(run, seed) / "run.json"]
+        stamp = layout.stamp(f"train/{run}/seed{seed}")
+        _settle(stamp, wanted, results if found == wanted else None, level=level)
+        if params.runs[run].intervention is None:
+            continue
+        if params.runs[run].intervention == "used_widths":
+            path = layout.widths(run, seed)
+            found = jobs.json_fingerprint(path)
+        else:
+            path = layout.mask(run, seed)
+            found = jobs.mask_fingerprint(path)
+        stamp = layout.stamp(f"intervention/{run}/seed{seed}")
+        _settle(stamp, wanted, [path] if found == wanted else None, level=level - 1)
+    extract = fingerprint.code(fingerprint.EXTRACT_MODULES)
+    for name, run_params in params.runs.items():
+        window = run_params.config.metrics.convergence_window
+        _keep_stamp(layout.stamp(f"extract/{name}"), fingerprint.digest([extract, window]))
     analysis = {
         "claims": params.claims.model_dump(mode="json"),
         "metrics": params.metrics.model_dump(mode="json"),
@@ -50,10 +58,16 @@ def write_stamps(params: Params, layout: Layout) -> None:
         _keep_stamp(layout.stamp(name), wanted)
 
 
-def _write_stamp(path: Path, wanted: str, made_for: str | None) -> None:
-    _keep_stamp(path, wanted)
-    modified = 0.0 if made_for == wanted else time.time()
-    os.utime(path, (modified, modified))
+def _settle(stamp: Path, wanted: str, results: list[Path] | None, *, level: int) -> None:
+    """Writes a stamp; sets times by level where `results` are current, else the stamp's to now."""
+    _keep_stamp(stamp, wanted)
+    if results is None:
+        os.utime(stamp)
+        return
+    os.utime(stamp, (_SETTLED, _SETTLED))
+    for offset, path in enumerate(results):
+        if path.is_file():
+            os.utime(path, (_SETTLED + level + offset,) * 2)
 
 
 def _keep_stamp(path: Path, wanted: str) -> None:
@@ -75,7 +89,8 @@ def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str]:
     file = (folder / "relu-sparsity.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder / "locks", ignore_errors=True)
+        for leftover in folder.glob("locks/*"):
+            leftover.unlink()
     except OSError:
         pass
     fcntl.flock(file, fcntl.LOCK_SH)

@@ -41,7 +41,7 @@ class History:
     eval_steps: list[int] = field(default_factory=list)
     eval_loss: list[Float[np.ndarray, " sequences"]] = field(default_factory=list)
     eval_accuracy: list[Float[np.ndarray, " sequences"]] = field(default_factory=list)
-    units: dict[int, list[Bool[np.ndarray, " mlp"]]] = field(default_factory=dict)
+    units: dict[int, list[Bool[np.ndarray, " _mlp"]]] = field(default_factory=dict)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The history as a flat tree of arrays, for the checkpoint."""
@@ -116,7 +116,7 @@ class History:
         write_units(folder / "units.npz", self.units)
 
 
-def write_units(path: Path, units: dict[int, list[Bool[np.ndarray, " mlp"]]]) -> None:
+def write_units(path: Path, units: dict[int, list[Bool[np.ndarray, " _mlp"]]]) -> None:
     """Writes the used units of each step and layer under the keys `step<S>/layer<L>`."""
     arrays = {
         f"step{step}/layer{layer}": used
@@ -127,7 +127,7 @@ def write_units(path: Path, units: dict[int, list[Bool[np.ndarray, " mlp"]]]) ->
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
-def read_units(path: Path, step: int) -> list[Bool[np.ndarray, " mlp"]]:
+def read_units(path: Path, step: int) -> list[Bool[np.ndarray, " _mlp"]]:
     """Reads the used units of each layer at `step`, as written by `write_units`."""
     with np.load(path) as arrays:
         count = sum(name.startswith(f"step{step}/") for name in arrays.files)

@@ -67,7 +67,7 @@ class TrainingJob:
     throughput: Path
     branches: dict[int, Path] = field(default_factory=dict)
     start: tuple[Path, int] | None = None
-    unit_masks: list[Bool[np.ndarray, " mlp"]] | None = None
+    unit_masks: list[Bool[np.ndarray, " _mlp"]] | None = None
 
 
 def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None = None) -> History:
@@ -240,7 +240,7 @@ class _Reader:
         """Takes a step's output, to be read later."""
         self._pending = (step, output)
 
-    def read_pending(self) -> list[Bool[np.ndarray, " mlp"]] | None:
+    def read_pending(self) -> list[Bool[np.ndarray, " _mlp"]] | None:
         """Reads what is pending; returns the units of each layer used in the first group."""
         if self._pending is None:
             return None

@@ -1,0 +1,25 @@
+# The paper "Uncovering Layer-Dependent Activation Sparsity Patterns in ReLU Transformers".
+#
+#   snakemake --cores 2                        the scale of params.yaml
+#   snakemake --cores 2 --config scale=mini    another scale
+#   snakemake --profile tpu                    the paper's scale on TPU slices
+from snakemake.utils import min_version
+
+min_version("9.14")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/interventions.smk"
+include: "workflow/rules/paper.smk"
+
+
+# The report opens with the claims.
+report: str(LAYOUT.results / "claims.rst")
+
+
+rule all:
+    default_target: True
+    input:
+        LAYOUT.report,

@@ -1,0 +1,180 @@
+"""What the paper shows, as tables of rows: the tables and figures, and the runs each one needs.
+
+The workflow's rules are made from this module, so it imports the standard library only.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TABLE_FORMATS = ("csv", "md", "tex")
+CLAIM_FORMATS = ("json", "md", "rst")
+
+TABLES = {
+    "table1": "Hidden units used per token, sequence and batch at convergence",
+    "table2": "Hidden units turned on and off over training",
+    "table3": "How often the used hidden units are used in a sequence",
+    "table4": "Hidden units used in rounds 1 and 2",
+    "table5": "Hidden units used per batch by peak learning rate",
+}
+
+METRIC_TITLES = {
+    "token_use": "Units used per token",
+    "sequence_use": "Units used per sequence",
+    "batch_use": "Units used per batch",
+    "p50": "Use frequency, 50th percentile",
+    "p65": "Use frequency, 65th percentile",
+    "p75": "Use frequency, 75th percentile",
+    "p90": "Use frequency, 90th percentile",
+}
+
+RUN_TITLES = {
+    "baseline": "the baseline",
+    "lr_x1of3": "1/3 of the peak learning rate (paper: 1e-3)",
+    "lr_x2of3": "2/3 of the peak learning rate (paper: 2e-3)",
+    "lr_x5of3": "5/3 of the peak learning rate (paper: 5e-3)",
+    "width_x1of2": "half the hidden width (paper: 16384), 6 layers",
+    "width_x1of4": "a quarter of the hidden width (paper: 8192)",
+    "depth_10": "10 layers of half the hidden width (paper: 16384)",
+    "depth_14": "14 layers of half the hidden width (paper: 16384)",
+}
+
+WIDTHS = ("baseline", "width_x1of2", "width_x1of4")
+DEPTHS = ("width_x1of2", "depth_10", "depth_14")
+LEARNING_RATES = ("baseline", "lr_x2of3", "lr_x1of3", "lr_x5of3")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+      metric: A key of `METRIC_TITLES`.
+      runs: One run for a line per layer over steps; several for a line per run over layers.
+      span: `early` ends at `metrics.early_steps`.
+      compared_by: What several runs differ in.
+    """
+
+    metric: str
+    runs: tuple[str, ...]
+    span: Literal["early", "whole"] = "whole"
+    compared_by: Literal["width", "depth"] | None = None
+
+    @property
+    def title(self) -> str:
+        """What the panel shows, in a few words."""
+        if self.compared_by:
+            return f"{METRIC_TITLES[self.metric]} by {self.compared_by}"
+        return f"{METRIC_TITLES[self.metric]}, {_SPANS[self.span]}"
+
+
+_SPANS = {"early": "early in training", "whole": "whole run"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the paper.
+
+    Attributes:
+      id: `fig01` to `fig34`.
+      category: The part of the paper that it belongs to.
+      panels: Left to right.
+      note: What the paper's numbering or caption does not make plain.
+    """
+
+    id: str
+    category: str
+    panels: tuple[Panel, ...]
+    note: str = ""
+
+    @property
+    def number(self) -> str:
+        """The paper's number."""
+        return self.id.removeprefix("fig").lstrip("0")
+
+    @property
+    def metric(self) -> str:
+        """The metric of the first panel."""
+        return self.panels[0].metric
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The runs that the figure shows."""
+        return tuple(dict.fromkeys(run for panel in self.panels for run in panel.runs))
+
+    @property
+    def title(self) -> str:
+        """What the figure shows, in a few words."""
+        return "; ".join(panel.title for panel in self.panels)
+
+    @property
+    def caption(self) -> str:
+        """The figure's caption, at whatever scale."""
+        first = self.panels[0]
+        if first.compared_by:
+            shown = "one line per model over its layers, at convergence"
+        else:
+            shown = f"one line per layer over the steps of {RUN_TITLES[first.runs[0]]}"
+        note = f" {self.note}" if self.note else ""
+        return f"{self.title}: {shown}, in percent.{note}"
+
+
+def _over_steps(metric: str, run: str, *spans: Literal["early", "whole"]) -> tuple[Panel, ...]:
+    return tuple(Panel(metric, (run,), span) for span in spans)
+
+
+_BASE = ("Main text", "Full training plots (A.1)", "Percentiles (A.2)")
+_DEPTH, _WIDTH, _RATE = "Depth (A.3)", "Hidden width (A.4)", "Learning rate (A.5)"
+_TWIN = "The paper numbers this plot twice, as {} and as {}."
+
+_ROWS = (
+    Figure("fig01", _BASE[0], _over_steps("batch_use", "baseline", "early")),
+    Figure(
+        "fig02",
+        _BASE[0],
+        _over_steps("token_use", "baseline", "early") + _over_steps("p50", "baseline", "early"),
+    ),
+    Figure(
+        "fig03",
+        _BASE[0],
+        tuple(Panel(each, WIDTHS, compared_by="width") for each in ("token_use", "batch_use")),
+    ),
+    Figure("fig04", _BASE[0], (Panel("batch_use", DEPTHS, compared_by="depth"),)),
+    Figure("fig05", _BASE[1], _over_steps("token_use", "baseline", "whole")),
+    Figure("fig06", _BASE[1], _over_steps("sequence_use", "baseline", "whole"), _TWIN.format(6, 7)),
+    Figure("fig07", _BASE[1], _over_steps("sequence_use", "baseline", "whole"), _TWIN.format(6, 7)),
+    Figure("fig08", _BASE[1], _over_steps("batch_use", "baseline", "whole"), _TWIN.format(8, 9)),
+    Figure("fig09", _BASE[1], _over_steps("batch_use", "baseline", "whole"), _TWIN.format(8, 9)),
+    Figure("fig10", _BASE[2], _over_steps("p50", "baseline", "early", "whole")),
+    Figure("fig11", _BASE[2], _over_steps("p65", "baseline", "early", "whole")),
+    Figure("fig12", _BASE[2], _over_steps("p75", "baseline", "early", "whole")),
+    Figure("fig13", _BASE[2], _over_steps("p90", "baseline", "early", "whole")),
+    Figure("fig14", _DEPTH, _over_steps("token_use", "width_x1of2", "whole")),
+    Figure("fig15", _DEPTH, _over_steps("sequence_use", "width_x1of2", "whole")),
+    Figure("fig16", _DEPTH, _over_steps("batch_use", "width_x1of2", "whole")),
+    Figure("fig17", _DEPTH, _over_steps("token_use", "depth_10", "whole")),
+    Figure("fig18", _DEPTH, _over_steps("sequence_use", "depth_10", "whole")),
+    Figure("fig19", _DEPTH, _over_steps("batch_use", "depth_10", "whole")),
+    Figure("fig20", _DEPTH, _over_steps("token_use", "depth_14", "whole")),
+    Figure("fig21", _DEPTH, _over_steps("sequence_use", "depth_14", "whole")),
+    Figure("fig22", _DEPTH, _over_steps("batch_use", "depth_14", "whole")),
+    Figure(
+        "fig23",
+        _WIDTH,
+        _over_steps("token_use", "width_x1of2", "whole"),
+        "The paper's caption says per batch, as that of Figure 25; by the order of A.4 it is "
+        "per token.",
+    ),
+    Figure("fig24", _WIDTH, _over_steps("sequence_use", "width_x1of2", "whole")),
+    Figure("fig25", _WIDTH, _over_steps("batch_use", "width_x1of2", "whole")),
+    Figure("fig26", _WIDTH, _over_steps("token_use", "width_x1of4", "whole")),
+    Figure("fig27", _WIDTH, _over_steps("sequence_use", "width_x1of4", "whole")),
+    Figure("fig28", _WIDTH, _over_steps("batch_use", "width_x1of4", "whole")),
+    Figure("fig29", _RATE, _over_steps("token_use", "lr_x1of3", "whole")),
+    Figure("fig30", _RATE, _over_steps("sequence_use", "lr_x1of3", "whole")),
+    Figure("fig31", _RATE, _over_steps("batch_use", "lr_x1of3", "whole")),
+    Figure("fig32", _RATE, _over_steps("token_use", "lr_x2of3", "whole")),
+    Figure("fig33", _RATE, _over_steps("sequence_use", "lr_x2of3", "whole")),
+    Figure("fig34", _RATE, _over_steps("batch_use", "lr_x2of3", "whole")),
+)
+
+FIGURES = {figure.id: figure for figure in _ROWS}

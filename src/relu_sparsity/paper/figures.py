@@ -1,0 +1,240 @@
+"""Figures 1-34, drawn from the rows of `catalog.FIGURES`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from scipy.optimize import isotonic_regression
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import atomic_write
+from relu_sparsity.paper.catalog import FIGURES, METRIC_TITLES, Figure, Panel
+from relu_sparsity.paper.history import RunHistory, load_runs
+
+if TYPE_CHECKING:
+    from relu_sparsity.params import Params
+
+__all__ = ["FIGURES", "layer_color", "write_figures"]
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "svg.fonttype": "path",
+    # Without a salt, the identifiers in the file would be random.
+    "svg.hashsalt": "relu-sparsity",
+}
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_MODEL_STYLES = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"))
+_FULL_RANGE_METRICS = ("sequence_use", "batch_use")
+
+
+def layer_color(layer: int) -> tuple[float, float, float, float]:
+    """The colour of a layer, the same in models of any depth.
+
+    Colours follow a perceptually uniform map from dark to light. The first layers lie further
+    apart, so that six can be told apart as well as fourteen.
+    """
+    return mpl.colormaps["plasma"](0.93 * (1 - np.exp(-layer / 4)))
+
+
+def write_figures(
+    results_dir: Path, params: "Params", figures: Iterable[str] | None = None
+) -> list[Path]:
+    """Draws figures as SVG to `results_dir`/figures.
+
+    Lines are means over seeds, bands one standard deviation to either side.
+
+    Args:
+      results_dir: `results/<scale>`.
+      params: The scale's parameters.
+      figures: `fig01` to `fig34`; None draws all.
+
+    Raises:
+      UserError: There is no such figure, or the results of a run are incomplete or malformed.
+    """
+    chosen = list(FIGURES if figures is None else figures)
+    for name in chosen:
+        if name not in FIGURES:
+            raise UserError(f"figure {name!r} is not in the paper; allowed: {', '.join(FIGURES)}")
+    needed = {run for name in chosen for run in FIGURES[name].runs}
+    runs = load_runs(
+        results_dir, {name: run.seeds for name, run in params.runs.items() if name in needed}
+    )
+    paths = []
+    for name in chosen:
+        path = results_dir / "figures" / f"{name}.svg"
+        with mpl.rc_context(_STYLE), atomic_write(path) as temporary:
+            _draw(FIGURES[name], runs, params).savefig(
+                temporary, format="svg", metadata={"Date": None, "Creator": "relu-sparsity"}
+            )
+        paths.append(path)
+    return paths
+
+
+def _draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params") -> Canvas:
+    count = len(figure.panels)
+    canvas = Canvas(figsize=(3.6 * count + 0.4 * (count == 1), 2.7), layout="constrained")
+    legend: dict[str, Any] = {}
+    for index, (panel, axes) in enumerate(
+        zip(figure.panels, np.ravel(canvas.subplots(1, count)), strict=True)
+    ):
+        letter = f"({'ab'[index]}) " if count > 1 else ""
+        axes.set_title(letter + panel.title, loc="left")
+        axes.set_ylabel(_y_label(panel.metric))
+        if panel.compared_by:
+            _draw_models(axes, panel, runs, params)
+        else:
+            _draw_layers(axes, panel, runs.get(panel.runs[0], {}), params)
+            handles, labels = axes.get_legend_handles_labels()
+            legend |= dict(zip(labels, handles, strict=True))
+    if legend:
+        canvas.legend(
+            legend.values(), legend.keys(), loc="outside lower right", ncols=2, fontsize=6
+        )
+    return canvas
+
+
+def _y_label(metric: str) -> str:
+    if metric.startswith("p"):
+        return f"tokens using the p{metric[1:]} unit (%)"
+    return f"{METRIC_TITLES[metric].lower()} (%)"
+
+
+def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params: "Params") -> None:
+    axes.set_xlabel("training step")
+    if not seeds:
+        _say_missing(axes, panel.runs)
+        return
+    steps = next(iter(seeds.values())).steps
+    values = 100 * np.stack([history.unit_use[panel.metric] for history in seeds.values()])
+    early_steps = params.runs[panel.runs[0]].config.metrics.early_steps
+    end = early_steps if panel.span == "early" else steps[-1]
+    shown = steps <= end
+    steps, values = steps[shown], values[:, shown]
+    mean, ends = values.mean(axis=0), {}
+    for layer in range(mean.shape[1]):
+        color = layer_color(layer)
+        axes.plot(steps, mean[:, layer], color=color)
+        if len(seeds) > 1:
+            _draw_band(axes, steps, values[..., layer], color)
+        ends[layer] = mean[-1, layer]
+    top = 100 if panel.metric in _FULL_RANGE_METRICS else None
+    axes.set_ylim(bottom=0, top=top and 1.03 * top)
+    axes.set_xlim(0, max(int(steps[-1]), 1))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _mark_steps(axes, panel.runs[0], params, int(steps[-1]))
+    _label_ends(axes, ends)
+
+
+def _draw_band(axes: Axes, x: Any, values: Float[np.ndarray, "seeds points"], color: Any) -> None:
+    mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
+    axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+
+
+def _mark_steps(axes: Axes, run: str, params: "Params", end: int) -> None:
+    warmup_steps = params.runs[run].config.optimizer.warmup_steps
+    marks = [(warmup_steps, "end of warm-up", ":")]
+    marks += [(step, "mask step", "--") for step in params.branch_steps(run)]
+    for step, label, style in marks:
+        if 0 < step < end:
+            axes.axvline(step, color="0.5", linewidth=0.8, linestyle=style, zorder=1, label=label)
+
+
+def _label_ends(axes: Axes, ends: dict[int, float]) -> None:
+    """Writes each layer's number at the right end of its line, moved apart where they collide."""
+    low, high = axes.get_ylim()
+    order = sorted(ends, key=lambda layer: (ends[layer], layer))
+    # Least squares under a smallest distance: a monotone fit once the distances are taken off.
+    offsets = np.arange(len(order)) * (high - low) * min(0.06, 1 / len(order))
+    fit = isotonic_regression([ends[layer] for layer in order] - offsets).x
+    heights = np.clip(fit, low, high - offsets[-1]) + offsets
+    for layer, height in zip(order, heights, strict=True):
+        axes.annotate(
+            str(layer),
+            (1, ends[layer]),
+            xycoords=("axes fraction", "data"),
+            xytext=(1.035, height),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=7,
+            fontweight="bold",
+            color=layer_color(layer),
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": layer_color(layer),
+                "linewidth": 0.6,
+                "relpos": (0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 0,
+            },
+        )
+    axes.annotate(
+        "layer",
+        (1.02, 1.04),
+        xycoords="axes fraction",
+        va="bottom",
+        fontsize=7,
+        color="0.3",
+        annotation_clip=False,
+    )
+
+
+def _draw_models(
+    axes: Axes, panel: Panel, runs: dict[str, dict[int, RunHistory]], params: "Params"
+) -> None:
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    missing = [run for run in panel.runs if run not in runs]
+    for run, (color, marker) in zip(panel.runs, _MODEL_STYLES, strict=True):
+        if run in missing:
+            continue
+        seeds = list(runs[run].values())
+        config = params.runs[run].config
+        window, model = config.metrics.convergence_window, config.model
+        size = (
+            f"{model.mlp_dim} units"
+            if panel.compared_by == "width"
+            else f"{model.num_layers} layers"
+        )
+        values = np.stack([100 * each.at_convergence(panel.metric, window) for each in seeds])
+        layers = np.arange(values.shape[1])
+        axes.plot(layers, values.mean(axis=0), color=color, marker=marker, markersize=4, label=size)
+        if len(seeds) > 1:
+            _draw_band(axes, layers, values, color)
+    top = 100 if panel.metric in _FULL_RANGE_METRICS else None
+    axes.set_ylim(bottom=0, top=top and 1.03 * top)
+    if missing:
+        _say_missing(axes, missing)
+    if len(missing) < len(panel.runs):
+        axes.legend(loc="best")
+
+
+def _say_missing(axes: Axes, runs: Iterable[str]) -> None:
+    axes.text(
+        0.5,
+        0.5,
+        f"no results of {', '.join(runs)} at this scale",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color="0.4",
+        wrap=True,
+    )

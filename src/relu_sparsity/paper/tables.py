@@ -1,0 +1,182 @@
+"""Tables 1-5, each cell beside the paper's."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from relu_sparsity.files import write_text
+from relu_sparsity.paper.catalog import LEARNING_RATES, TABLES
+from relu_sparsity.paper.extract import LAYER_METRICS, over_all_units
+from relu_sparsity.paper.history import RunHistory, load_runs
+from relu_sparsity.paper.published import published
+
+if TYPE_CHECKING:
+    from relu_sparsity.params import Params
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+      metric: A key of `LAYER_METRICS`.
+      title: The header in Markdown and LaTeX.
+      digits: Decimals in Markdown and LaTeX.
+      run: The run that it shows.
+      suffix: Tells columns of the same metric apart in the CSV.
+      with_total: Whether a last row gives the share of all units of the model.
+    """
+
+    metric: str
+    title: str
+    digits: int = 1
+    run: str = "baseline"
+    suffix: str = ""
+    with_total: bool = False
+
+    @property
+    def name(self) -> str:
+        """The header in the CSV."""
+        return self.metric + self.suffix
+
+
+_COLUMNS: dict[str, tuple[Column, ...]] = {
+    "table1": (
+        Column("token_use", "Per token (%)"),
+        Column("sequence_use", "Per sequence (%)"),
+        Column("batch_use", "Per batch (%)"),
+        Column("token_over_sequence", "Token / sequence", digits=3),
+        Column("sequence_over_batch", "Sequence / batch", digits=3),
+    ),
+    "table2": (
+        Column("on_at_start", "On at batch 0 (%)"),
+        Column("turned_on", "Turned on (%)"),
+        Column("turned_off", "Turned off (%)"),
+        Column("final_use", "Final use (%)"),
+    ),
+    "table3": (
+        Column("p50", "50th percentile (%)"),
+        Column("p65", "65th percentile (%)"),
+        Column("p75", "75th percentile (%)"),
+        Column("p90", "90th percentile (%)"),
+    ),
+    "table4": (
+        Column("units_used", "Units, round 1", 0, "round1", "_round1"),
+        Column("units_used", "Units, round 2", 0, "round2", "_round2"),
+        Column("final_use", "Used, round 1 (%)", 1, "round1", "_round1"),
+        Column("final_use", "Used, round 2 (%)", 1, "round2", "_round2"),
+    ),
+}
+
+
+def write_tables(results_dir: Path, params: "Params") -> list[Path]:
+    """Writes Tables 1-5 as CSV, Markdown and LaTeX to `results_dir`/tables.
+
+    Every number is the mean over the run's seeds, with the standard deviation over seeds where
+    there are several, and the paper's number where the run has as many layers as the paper's.
+
+    Raises:
+      UserError: The results of a run are incomplete or malformed.
+    """
+    runs = load_runs(results_dir, {name: run.seeds for name, run in params.runs.items()})
+    written = []
+    for table, title in TABLES.items():
+        columns = _COLUMNS.get(table) or _learning_rate_columns(params)
+        frame, display = _fill(table, columns, runs, params)
+        number = table.removeprefix("table")
+        folder = results_dir / "tables"
+        texts = {
+            "csv": frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
+            "md": f"**Table {number}. {title}.** Ours, with the paper's in parentheses.\n\n"
+            + display.to_markdown(index=False, disable_numparse=True, stralign="right")
+            + "\n",
+            "tex": _latex(display),
+        }
+        for suffix, text in texts.items():
+            write_text(folder / f"{table}.{suffix}", text)
+            written.append(folder / f"{table}.{suffix}")
+    return written
+
+
+def _learning_rate_columns(params: "Params") -> tuple[Column, ...]:
+    def rate(run: str) -> str:
+        here = params.runs.get(run)
+        return f"{here.config.optimizer.peak_lr if here else published()['peak_lr'][run]:.3g}"
+
+    return tuple(
+        Column("batch_use", f"LR {rate(run)} (%)", 1, run, f"_lr_{rate(run)}", with_total=True)
+        for run in LEARNING_RATES
+    )
+
+
+def _fill(
+    table: str,
+    columns: Iterable[Column],
+    runs: dict[str, dict[int, RunHistory]],
+    params: "Params",
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table with a column for every number, and the one with a text for every cell."""
+    cells = {
+        column: _cells(table, column, list(runs.get(column.run, {}).values()), params)
+        for column in columns
+    }
+    rows = max((list(each.index) for each in cells.values()), key=lambda labels: len(labels))
+    frame, display = pd.DataFrame({"layer": rows}), pd.DataFrame({"Layer": rows})
+    for column, values in cells.items():
+        aligned = values.reindex(rows)
+        for part in ("mean", "std", "paper"):
+            name = column.name if part == "mean" else f"{column.name}_{part}"
+            frame[name] = aligned[part].to_numpy()
+        display[column.title] = [
+            _text(mean, std, paper, column.digits) for mean, std, paper in aligned.to_numpy()
+        ]
+    return frame, display
+
+
+def _cells(table: str, column: Column, seeds: list[RunHistory], params: "Params") -> pd.DataFrame:
+    """Mean, standard deviation and the paper's number, for every layer and perhaps the total."""
+    published_columns = published()["tables"][table][column.run]
+    paper = np.array(published_columns[column.metric], float)
+    if column.with_total:
+        paper = np.append(paper, published_columns["total_batch_use"])
+    values = []
+    for history in seeds:
+        window = params.runs[history.run].config.metrics.convergence_window
+        layers = LAYER_METRICS[column.metric](history, window)
+        total = [over_all_units(layers, history)] if column.with_total else []
+        values.append(np.append(layers, total))
+    mean = np.mean(values, axis=0) if values else np.full_like(paper, np.nan)
+    std = np.std(values, axis=0, ddof=1) if len(values) > 1 else np.full_like(mean, np.nan)
+    if len(paper) != len(mean):
+        paper = np.full_like(mean, np.nan)
+    rows = [str(layer) for layer in range(len(mean) - column.with_total)]
+    return pd.DataFrame(
+        {"mean": mean, "std": std, "paper": paper},
+        index=rows + ["total"] * column.with_total,
+    )
+
+
+def _text(mean: float, std: float, paper: float, digits: int) -> str:
+    ours = "–" if np.isnan(mean) else f"{mean:.{digits}f}"
+    spread = "" if np.isnan(std) else f" ± {std:.{digits}f}"
+    if np.isnan(paper):
+        return ours + spread
+    theirs = f"{paper:.{digits}f}"
+    return f"{ours}{spread} ({theirs if float(theirs) == paper else f'{paper:g}'})"
+
+
+def _latex(display: pd.DataFrame) -> str:
+    """A plain tabular of the booktabs package."""
+    replaced = {"%": r"\%", " ± ": r" $\pm$ ", "–": "--"}
+
+    def escape(text: str) -> str:
+        for character, latex in replaced.items():
+            text = text.replace(character, latex)
+        return text
+
+    escaped = display.map(escape).rename(columns=escape)
+    return escaped.to_latex(index=False, column_format="l" + "r" * (escaped.shape[1] - 1))

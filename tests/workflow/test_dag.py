@@ -1,0 +1,189 @@
+"""The whole workflow: what it makes, what makes it stale, and what a kill leaves behind."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import pytest
+
+from relu_sparsity.paper.catalog import FIGURES, TABLE_FORMATS, TABLES
+
+EVERY_RUN = {
+    "baseline", "lr_x1of3", "lr_x2of3", "lr_x5of3", "width_x1of2", "width_x1of4",
+    "depth_10", "depth_14", "masked", "random_masked", "round1", "round2",
+}  # fmt: skip
+
+
+def test_makes_every_table_figure_claim_and_the_report(finished):
+    for table in TABLES:
+        for suffix in TABLE_FORMATS:
+            assert (finished.results / "tables" / f"{table}.{suffix}").stat().st_size
+    assert len(FIGURES) == 34
+    for figure in FIGURES:
+        assert "</svg>" in (finished.results / "figures" / f"{figure}.svg").read_text()
+    claims = json.loads((finished.results / "claims.json").read_text())["claims"]
+    assert [claim["number"] for claim in claims] == list(range(1, 28))
+    verdicts = {claim["verdict"] for claim in claims}
+    assert verdicts <= {"reproduced", "not reproduced", "not decidable"}
+
+
+def test_the_report_opens_with_the_claims_and_needs_no_network(finished):
+    html = (finished.results / "report.html").read_text()
+    front = html.index("var workflow_desc")
+    assert "27 claims" in html[front : html.index("</script>", front)]
+    results = re.search(r'<script id="results">\s*var results = (.*?);\s*</script>', html, re.S)
+    assert results is not None
+    shown = json.loads(results[1])
+    assert len(shown) == len(FIGURES) + len(TABLES)
+    assert all(result["data_uri"].startswith("data:") for result in shown.values())
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=[\"']?https?:", html)
+
+
+def test_has_nothing_to_do_afterwards(project):
+    assert "Nothing to be done" in project.snakemake()
+    shutil.rmtree(project.folder / ".snakemake")
+    assert "Nothing to be done" in project.snakemake()
+
+
+def test_editing_one_runs_parameter_reruns_it_and_what_follows(project):
+    before = project.result_bytes()
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    assert project.trained() == {"lr_x1of3"}
+    project.snakemake()
+    after = project.result_bytes()
+    changed = {name for name in before if before[name] != after[name]}
+    assert {"tables/table5.csv", "figures/fig29.svg", "report.html"} <= changed
+    allowed = r"runs/lr_x1of3/|tables/table5|figures/fig(29|30|31)|claims|report"
+    assert [name for name in changed if not re.match(allowed, name)] == []
+    assert "Nothing to be done" in project.snakemake()
+
+
+def test_going_back_to_an_old_parameter_trains_nothing(project):
+    before = project.result_bytes()
+    project.edit(lambda document: document["runs"]["round1"].update(optimizer={"b1": 0.7}))
+    assert project.trained() == {"round1", "round2"}
+    project.snakemake()
+    project.edit(lambda document: document["runs"]["round1"].pop("optimizer"))
+    output = project.snakemake()
+    logs = [(project.folder / f"logs/smoke/train/{run}.seed1.log").read_text()
+            for run in ("round1", "round2")]  # fmt: skip
+    assert all("is in the store: exports it" in log for log in logs), output
+    assert project.result_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "stale"),
+    [
+        (lambda d: d["runs"].update(baseline={"optimizer": {"b1": 0.7}}),
+         {"baseline", "masked", "random_masked"}),
+        (lambda d: d["scales"]["smoke"]["mask"].update(step=8), {"masked", "random_masked"}),
+        (lambda d: d["runs"].update(extra={"model": {"num_layers": 2}}), {"extra"}),
+        (lambda d: d["scales"]["smoke"]["metrics"].update(convergence_window=6), set()),
+        (lambda d: d["scales"]["smoke"]["tokenizer"].update(vocab_size=500), EVERY_RUN),
+    ],
+    ids=["baseline", "mask step", "new experiment", "window", "vocabulary"],
+)  # fmt: skip
+def test_a_parameter_reruns_just_what_depends_on_it(project, edit, stale):
+    project.edit(edit)
+    assert project.trained() == stale
+
+
+def test_a_new_mask_step_needs_no_new_baseline(project):
+    """Also where the store has no checkpoint at that step: the baseline is replayed up to it."""
+    project.edit(lambda document: document["scales"]["smoke"]["mask"].update(step=8))
+    project.snakemake("results/smoke/runs/masked/seed0/run.json")
+    log = (project.folder / "logs/smoke/mask/masked.seed0.log").read_text()
+    assert "baseline seed 0 has no checkpoint at step 8 in the store: trains up to it" in log
+    parent = json.loads((project.results / "runs/masked/seed0/run.json").read_text())["parent"]
+    assert parent == {"run": "baseline", "seed": 0, "step": 8}
+
+
+def test_comments_rerun_nothing_and_a_changed_model_everything(project):
+    model = project.folder / "src/relu_sparsity/model.py"
+    source = model.read_text()
+    model.write_text(source.replace("def __call__", "# A comment.\n    def __call__"))
+    assert project.planned() == set()
+    model.write_text(source.replace("nnx.relu(self.up(x))", "nnx.relu(self.up(x) - 0.1)"))
+    assert project.trained() == EVERY_RUN
+
+
+def test_a_changed_figure_redraws_figures_and_trains_nothing(project):
+    figures = project.folder / "src/relu_sparsity/paper/figures.py"
+    figures.write_text(figures.read_text() + "\n_UNUSED = 1\n")
+    rules = {rule for rule, _ in project.planned()}
+    assert rules == {"figure", "report", "all"}
+
+
+def test_a_clone_with_the_exported_results_trains_nothing(finished, fresh, tmp_path):
+    clone = fresh.copy(tmp_path / "clone")
+    shutil.copytree(finished.results, clone.results)
+    # A clone sets modification times in any order.
+    files = [path for path in clone.results.rglob("*") if path.is_file()]
+    random.Random(0).shuffle(files)
+    for age, path in enumerate(files):
+        moment = time.time() - 10_000 + age
+        os.utime(path, (moment, moment))
+    assert clone.trained() == set()
+    clone.edit(lambda document: document["runs"]["depth_10"]["model"].update(num_layers=3))
+    assert clone.trained() == {"depth_10"}
+    clone.snakemake()
+    assert clone.trained() == set()
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["all processes", "snakemake only"])
+def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(
+    finished, fresh, tmp_path, whole_group
+):
+    killed = fresh.copy(tmp_path / "killed")
+    moments = random.Random(int(whole_group))
+    for _ in range(5):
+        process = killed.start("snakemake", "--cores", "2")
+        time.sleep(moments.uniform(2, 12))
+        if whole_group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.communicate()
+    killed.snakemake()
+    assert killed.result_bytes() == finished.result_bytes()
+
+
+def test_bad_parameters_end_before_anything_starts(project):
+    before = project.result_bytes()
+    project.edit(lambda document: document["scales"]["smoke"]["model"].update(num_layers=0))
+    output = project.snakemake(status=1)
+    assert "params.yaml: scales.smoke.model.num_layers: 0: input should be greater" in output
+    assert project.result_bytes() == before
+
+
+def test_bad_text_is_named_with_its_line(project):
+    bad = project.folder / "bad.jsonl"
+    bad.write_text('{"text": "good"}\nnot json\n')
+
+    def use_files(document):
+        document["scales"]["smoke"]["data"] = {"source": "text", "files": ["bad.jsonl"]}
+
+    project.edit(use_files)
+    project.snakemake(status=1)
+    log = (project.folder / "logs/smoke/tokenizer.log").read_text()
+    assert re.search(r"bad.jsonl.*line 2", log)
+
+
+def test_the_papers_scale_lists_every_experiment(fresh, tmp_path):
+    project = fresh.copy(tmp_path / "project")
+    assert project.trained("--config", "scale=tpu") == EVERY_RUN
+
+
+def test_snakemakes_lint_has_one_wish_that_the_lock_answers(fresh):
+    found = json.loads(fresh.run("snakemake", "--lint", "json", status=None))
+    titles = {
+        lint["title"]
+        for group in found.values()
+        for item in group or []
+        for lint in item.get("lints", [])
+    }
+    assert titles <= {"Specify a conda environment or container for each rule."}

@@ -1,0 +1,82 @@
+import os
+import sys
+from pathlib import Path
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.layout import RUN_FILES, Layout
+from relu_sparsity.paper.catalog import CLAIM_FORMATS, FIGURES, TABLE_FORMATS, TABLES
+from relu_sparsity.params import load_params
+from relu_sparsity.workflow import hold_workflow_lock, write_stamps
+
+# Rules call the command line of the environment that Snakemake itself runs in.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+try:
+    PARAMS = load_params(Path("params.yaml"), config.get("scale"))
+    LAYOUT = Layout(PARAMS.scale)
+    WORKFLOW_LOCK = hold_workflow_lock()
+    write_stamps(PARAMS, LAYOUT)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+SCALE = PARAMS.scale
+RUN = LAYOUT.run("{run}", "{seed}")
+
+
+wildcard_constraints:
+    run="|".join(PARAMS.runs),
+    seed=r"\d+",
+    figure=r"fig\d+",
+
+
+def run_files(runs):
+    """The result files of all seeds of some runs."""
+    return [
+        LAYOUT.run(run, seed) / name
+        for run, seed in PARAMS.jobs()
+        if run in runs
+        for name in (*RUN_FILES, "metrics.json")
+    ]
+
+
+def mask_files(runs):
+    """The masks of all seeds of those of some runs that have one."""
+    return [
+        LAYOUT.mask(run, seed)
+        for run, seed in PARAMS.jobs()
+        if run in runs and PARAMS.runs[run].intervention in ("mask_unused", "mask_random")
+    ]
+
+
+def intervention_of_run(wildcards):
+    """The mask or the widths that a run is trained with, if it has any."""
+    match PARAMS.runs[wildcards.run].intervention:
+        case "mask_unused" | "mask_random":
+            return LAYOUT.mask(wildcards.run, wildcards.seed)
+        case "used_widths":
+            return LAYOUT.widths(wildcards.run, wildcards.seed)
+        case _:
+            return []
+
+
+def parent_of_run(wildcards):
+    """The trained run that a run branches off."""
+    return LAYOUT.run(PARAMS.runs[wildcards.run].parent, wildcards.seed) / "run.json"
+
+
+def runs_of_figure(wildcards):
+    """The results that a figure shows."""
+    return run_files(FIGURES[wildcards.figure].runs)
+
+
+def caption_of_figure(wildcards):
+    return FIGURES[wildcards.figure].caption
+
+
+def category_of_figure(wildcards):
+    return FIGURES[wildcards.figure].category
+
+
+def labels_of_figure(wildcards):
+    row = FIGURES[wildcards.figure]
+    return {"figure": row.number, "shows": row.title}

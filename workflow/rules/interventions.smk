@@ -1,0 +1,27 @@
+rule mask:
+    input:
+        stamp=LAYOUT.stamp("intervention/{run}/seed{seed}"),
+        parent=parent_of_run,
+    output:
+        LAYOUT.mask("{run}", "{seed}"),
+    log:
+        LAYOUT.log("mask/{run}.seed{seed}"),
+    threads: PARAMS.resources.threads
+    resources:
+        mem_mb=PARAMS.resources.mem_mb,
+    shell:
+        "relu-sparsity mask --run {wildcards.run} --seed {wildcards.seed} --scale {SCALE}"
+        " --threads {threads} > {log} 2>&1"
+
+
+rule widths:
+    input:
+        stamp=LAYOUT.stamp("intervention/{run}/seed{seed}"),
+        parent=parent_of_run,
+    output:
+        LAYOUT.widths("{run}", "{seed}"),
+    log:
+        LAYOUT.log("widths/{run}.seed{seed}"),
+    shell:
+        "relu-sparsity widths --run {wildcards.run} --seed {wildcards.seed} --scale {SCALE}"
+        " > {log} 2>&1"

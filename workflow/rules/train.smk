@@ -1,0 +1,31 @@
+rule train:
+    input:
+        stamp=LAYOUT.stamp("train/{run}/seed{seed}"),
+        manifest=LAYOUT.manifest,
+        tokenizer=LAYOUT.tokenizer,
+        intervention=intervention_of_run,
+    output:
+        [RUN / name for name in RUN_FILES],
+    log:
+        LAYOUT.log("train/{run}.seed{seed}"),
+    benchmark:
+        LAYOUT.benchmark("train/{run}.seed{seed}")
+    threads: PARAMS.resources.threads
+    resources:
+        mem_mb=PARAMS.resources.mem_mb,
+    shell:
+        "exec relu-sparsity train --run {wildcards.run} --seed {wildcards.seed} --scale {SCALE}"
+        " --threads {threads} --stop-with-parent > {log} 2>&1"
+
+
+rule extract:
+    input:
+        stamp=LAYOUT.stamp("extract/{run}"),
+        run=[RUN / name for name in RUN_FILES],
+    output:
+        RUN / "metrics.json",
+    log:
+        LAYOUT.log("extract/{run}.seed{seed}"),
+    shell:
+        "relu-sparsity extract --run {wildcards.run} --seed {wildcards.seed} --scale {SCALE}"
+        " > {log} 2>&1"
