@@ -1,5 +1,8 @@
 """A file is whole or not there."""
 
+import subprocess
+import sys
+
 import pytest
 
 from relu_sparsity.files import atomic_write, write_json
@@ -21,3 +24,17 @@ def test_others_can_read_it(tmp_path):
     write_json(path, {})
     (tmp_path / "plain").write_text("")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path):
+    path = tmp_path / "file.json"
+    script = (
+        "import os, sys; from pathlib import Path; from relu_sparsity.files import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert [left.suffix for left in tmp_path.iterdir()] == [".json"]
+    assert not path.exists()
+    write_json(path, {})
+    assert list(tmp_path.iterdir()) == [path]

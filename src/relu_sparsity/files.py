@@ -1,9 +1,9 @@
 """Writing files so that nothing is ever half there."""
 
 import contextlib
+import glob
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
       path: The file to write. Its folder is made if it is missing.
 
     Yields:
-      A path with the same suffix in the same folder. It is removed when the body raises.
+      A path with the same suffix in the same folder. It is removed when the body raises, and by
+      the next write of `path` when the process was killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent
-    )
-    os.close(descriptor)
-    temporary = Path(name)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{path.suffix}"):
+        if not _is_alive(int(leftover.name.split(".tmp")[0].rpartition(".")[2])):
+            leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        # mkstemp makes files that only their owner can read; a result is for everybody.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

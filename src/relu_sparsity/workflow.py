@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -74,6 +75,12 @@ def _keep_stamp(path: Path, wanted: str) -> None:
     """Writes a stamp only where its content changes."""
     if not path.is_file() or path.read_text().strip() != wanted:
         write_text(path, wanted + "\n")
+
+
+def call_this_environment() -> None:
+    """Lets rules find the command line of the environment that Snakemake itself runs in."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    os.environ["PATH"] = os.pathsep.join(folders)
 
 
 def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str]:

@@ -1,15 +1,12 @@
-import os
-import sys
 from pathlib import Path
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import CLAIM_FORMATS, FIGURES, TABLE_FORMATS, TABLES
 from relu_sparsity.params import load_params
-from relu_sparsity.workflow import hold_workflow_lock, write_stamps
+from relu_sparsity.workflow import call_this_environment, hold_workflow_lock, write_stamps
 
-# Rules call the command line of the environment that Snakemake itself runs in.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+call_this_environment()
 
 try:
     PARAMS = load_params(Path("params.yaml"), config.get("scale"))

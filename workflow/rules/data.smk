@@ -7,8 +7,10 @@ rule tokenizer:
         LAYOUT.log("tokenizer"),
     benchmark:
         LAYOUT.benchmark("tokenizer")
+    params:
+        scale=SCALE,
     shell:
-        "relu-sparsity tokenizer --scale {SCALE} > {log} 2>&1"
+        "relu-sparsity tokenizer --scale {params.scale} > {log} 2>&1"
 
 
 rule data:
@@ -19,5 +21,7 @@ rule data:
         LAYOUT.manifest,
     log:
         LAYOUT.log("data"),
+    params:
+        scale=SCALE,
     shell:
-        "relu-sparsity data --scale {SCALE} > {log} 2>&1"
+        "relu-sparsity data --scale {params.scale} > {log} 2>&1"

@@ -9,8 +9,10 @@ rule mask:
     threads: PARAMS.resources.threads
     resources:
         mem_mb=PARAMS.resources.mem_mb,
+    params:
+        scale=SCALE,
     shell:
-        "relu-sparsity mask --run {wildcards.run} --seed {wildcards.seed} --scale {SCALE}"
+        "relu-sparsity mask --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " --threads {threads} > {log} 2>&1"
 
 
@@ -22,6 +24,8 @@ rule widths:
         LAYOUT.widths("{run}", "{seed}"),
     log:
         LAYOUT.log("widths/{run}.seed{seed}"),
+    params:
+        scale=SCALE,
     shell:
-        "relu-sparsity widths --run {wildcards.run} --seed {wildcards.seed} --scale {SCALE}"
+        "relu-sparsity widths --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " > {log} 2>&1"

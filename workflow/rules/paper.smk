@@ -20,8 +20,10 @@ rule tables:
         ],
     log:
         LAYOUT.log("tables"),
+    params:
+        scale=SCALE,
     shell:
-        "relu-sparsity tables --scale {SCALE} > {log} 2>&1"
+        "relu-sparsity tables --scale {params.scale} > {log} 2>&1"
 
 
 rule figure:
@@ -39,8 +41,9 @@ rule figure:
         LAYOUT.log("figures/{figure}"),
     params:
         caption=caption_of_figure,
+        scale=SCALE,
     shell:
-        "relu-sparsity figures --figure {wildcards.figure} --scale {SCALE} > {log} 2>&1"
+        "relu-sparsity figures --figure {wildcards.figure} --scale {params.scale} > {log} 2>&1"
 
 
 rule claims:
@@ -52,8 +55,10 @@ rule claims:
         [LAYOUT.results / f"claims.{suffix}" for suffix in CLAIM_FORMATS],
     log:
         LAYOUT.log("claims"),
+    params:
+        scale=SCALE,
     shell:
-        "relu-sparsity claims --scale {SCALE} > {log} 2>&1"
+        "relu-sparsity claims --scale {params.scale} > {log} 2>&1"
 
 
 rule report:
@@ -66,5 +71,7 @@ rule report:
         LAYOUT.report,
     log:
         LAYOUT.log("report"),
+    params:
+        scale=SCALE,
     shell:
-        "relu-sparsity report --scale {SCALE} > {log} 2>&1"
+        "relu-sparsity report --scale {params.scale} > {log} 2>&1"

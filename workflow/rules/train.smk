@@ -13,8 +13,10 @@ rule train:
     threads: PARAMS.resources.threads
     resources:
         mem_mb=PARAMS.resources.mem_mb,
+    params:
+        scale=SCALE,
     shell:
-        "exec relu-sparsity train --run {wildcards.run} --seed {wildcards.seed} --scale {SCALE}"
+        "exec relu-sparsity train --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " --threads {threads} --stop-with-parent > {log} 2>&1"
 
 
@@ -26,6 +28,8 @@ rule extract:
         RUN / "metrics.json",
     log:
         LAYOUT.log("extract/{run}.seed{seed}"),
+    params:
+        scale=SCALE,
     shell:
-        "relu-sparsity extract --run {wildcards.run} --seed {wildcards.seed} --scale {SCALE}"
+        "relu-sparsity extract --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " > {log} 2>&1"

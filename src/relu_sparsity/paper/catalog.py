@@ -29,18 +29,22 @@ METRIC_TITLES = {
 
 RUN_TITLES = {
     "baseline": "the baseline",
-    "lr_x1of3": "1/3 of the peak learning rate (paper: 1e-3)",
-    "lr_x2of3": "2/3 of the peak learning rate (paper: 2e-3)",
-    "lr_x5of3": "5/3 of the peak learning rate (paper: 5e-3)",
-    "width_x1of2": "half the hidden width (paper: 16384), 6 layers",
-    "width_x1of4": "a quarter of the hidden width (paper: 8192)",
-    "depth_10": "10 layers of half the hidden width (paper: 16384)",
-    "depth_14": "14 layers of half the hidden width (paper: 16384)",
+    "lr_x1of3": "the model at 1/3 of the peak learning rate (paper: 1e-3)",
+    "lr_x2of3": "the model at 2/3 of the peak learning rate (paper: 2e-3)",
+    "lr_x5of3": "the model at 5/3 of the peak learning rate (paper: 5e-3)",
+    "width_x1of2": "the 6-layer model of half the hidden width (paper: 16384)",
+    "width_x1of4": "the model of a quarter of the hidden width (paper: 8192)",
+    "depth_10": "the 10-layer model of half the hidden width (paper: 16384)",
+    "depth_14": "the 14-layer model of half the hidden width (paper: 16384)",
 }
 
 WIDTHS = ("baseline", "width_x1of2", "width_x1of4")
 DEPTHS = ("width_x1of2", "depth_10", "depth_14")
 LEARNING_RATES = ("baseline", "lr_x2of3", "lr_x1of3", "lr_x5of3")
+
+
+# A line has at most so many points; neighbours in a longer history are averaged.
+MAX_POINTS = 400
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,10 @@ class Figure:
         else:
             shown = f"one line per layer over the steps of {RUN_TITLES[first.runs[0]]}"
         note = f" {self.note}" if self.note else ""
-        return f"{self.title}: {shown}, in percent.{note}"
+        return (
+            f"{self.title}: {shown}, in percent. Mean over seeds, with a band of one standard "
+            f"deviation where there are several.{note}"
+        )
 
 
 def _over_steps(metric: str, run: str, *spans: Literal["early", "whole"]) -> tuple[Panel, ...]:

@@ -133,6 +133,9 @@ class MeasuredResults:
         if not shared:
             raise UndecidableError(f"{first} and {second} share no seed")
         arms = [[self.runs[run][seed] for seed in shared] for run in (first, second)]
+        sizes = {getattr(each, f"eval_{metric}").shape[1] for arm in arms for each in arm}
+        if len(sizes) > 1:
+            raise UndecidableError(f"{first} and {second} have other held-out sequences")
         steps = sorted(set.intersection(*(set(each.eval_steps) for arm in arms for each in arm)))
         values = np.array(
             [

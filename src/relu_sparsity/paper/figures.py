@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write
-from relu_sparsity.paper.catalog import FIGURES, METRIC_TITLES, Figure, Panel
+from relu_sparsity.paper.catalog import FIGURES, MAX_POINTS, METRIC_TITLES, Figure, Panel
 from relu_sparsity.paper.history import RunHistory, load_runs
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def write_figures(
 ) -> list[Path]:
     """Draws figures as SVG to `results_dir`/figures.
 
-    Lines are means over seeds, bands one standard deviation to either side.
+    Lines are means over seeds, bands one standard deviation to either side. Neighbours in a history
+    of more than `MAX_POINTS` measurements are averaged.
 
     Args:
       results_dir: `results/<scale>`.
@@ -126,7 +127,8 @@ def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params:
     early_steps = params.runs[panel.runs[0]].config.metrics.early_steps
     end = early_steps if panel.span == "early" else steps[-1]
     shown = steps <= end
-    steps, values = steps[shown], values[:, shown]
+    last_step = int(steps[shown][-1])
+    steps, values = _average_neighbours(steps[shown], values[:, shown])
     mean, ends = values.mean(axis=0), {}
     for layer in range(mean.shape[1]):
         color = layer_color(layer)
@@ -136,11 +138,23 @@ def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params:
         ends[layer] = mean[-1, layer]
     top = 100 if panel.metric in _FULL_RANGE_METRICS else None
     axes.set_ylim(bottom=0, top=top and 1.03 * top)
-    axes.set_xlim(0, max(int(steps[-1]), 1))
+    axes.set_xlim(0, max(last_step, 1))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _mark_steps(axes, panel.runs[0], params, int(steps[-1]))
+    _mark_steps(axes, panel.runs[0], params, last_step)
     _label_ends(axes, ends)
+
+
+def _average_neighbours(
+    steps: Int[np.ndarray, " steps"], values: Float[np.ndarray, "seeds steps layers"]
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "seeds points layers"]]:
+    """Averages neighbours of a long history, which would be drawn as a broad smear."""
+    starts = np.arange(0, len(steps), -(-len(steps) // MAX_POINTS))
+    counts = np.diff([*starts, len(steps)])
+    return (
+        np.add.reduceat(steps, starts) / counts,
+        np.add.reduceat(values, starts, axis=1) / counts[:, None],
+    )
 
 
 def _draw_band(axes: Axes, x: Any, values: Float[np.ndarray, "seeds points"], color: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -186,5 +187,5 @@ def _read_layers(path: Path, prefix: str, num_layers: int) -> list[Bool[np.ndarr
         raise UserError(f"{path}: is missing; train the run first") from None
     except KeyError as error:
         raise UserError(f"{path}: has no array {error}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile) as error:
         raise UserError(f"{path}: is not an NPZ file: {error}") from None

@@ -259,7 +259,7 @@ def _masked_is_equivalent(results: MeasuredResults) -> Finding:
         "difference_at_end": means[-1],
         "p_equivalent_at_end": equivalence[-1],
         "largest_difference": means[worst],
-        "largestp_equivalent": equivalence.max(),
+        "largest_p_equivalent": equivalence.max(),
     }
     undecided = _too_few_masked(results, "masked")
     holds = bool(equivalence.max() < alpha)

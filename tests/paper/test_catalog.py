@@ -1,0 +1,22 @@
+from relu_sparsity.paper.catalog import FIGURES, METRIC_TITLES, RUN_TITLES
+
+
+def test_every_figure_of_the_paper_is_there():
+    assert [figure.number for figure in FIGURES.values()] == [str(k) for k in range(1, 35)]
+    assert all(figure.id == name for name, figure in FIGURES.items())
+
+
+def test_figures_show_known_runs_and_metrics(params):
+    for figure in FIGURES.values():
+        assert set(figure.runs) <= set(params.runs)
+        assert set(figure.runs) <= set(RUN_TITLES)
+        assert {panel.metric for panel in figure.panels} <= set(METRIC_TITLES)
+
+
+def test_captions_say_what_is_shown():
+    assert "per token" in FIGURES["fig23"].caption
+    assert "order of A.4" in FIGURES["fig23"].caption
+    assert "by depth" in FIGURES["fig04"].caption
+    assert len({figure.caption for figure in FIGURES.values()}) == 34 - 4, (
+        "6/7, 8/9, 15/24, 16/25 are twins"
+    )
