@@ -25,7 +25,7 @@ $(VENV)/.complete: requirements.txt pyproject.toml
 	@touch $@
 
 reproduce: setup
-	$(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE)
+	$(BIN)/snakemake --cores $(CORES) --quiet reason --config scale=$(SCALE)
 	@echo
 	@echo "Report:  results/$(SCALE)/report.html   (open it in a browser)"
 	@echo "Claims:  results/$(SCALE)/claims.md"

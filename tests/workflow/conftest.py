@@ -1,6 +1,7 @@
 """A real project in a temporary folder, whose runs take a second each."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,25 +70,17 @@ class Project:
     def snakemake(self, *arguments: str, status: int | None = 0) -> str:
         return self.run("snakemake", "--cores", "2", *arguments, status=status)
 
-    def planned(self, *arguments: str) -> set[tuple[str, str]]:
-        """The jobs that Snakemake would run, as rule and wildcards."""
-        rule, jobs = "", set()
-        for line in self.snakemake("-n", *arguments).splitlines():
-            if line.startswith(("rule ", "localrule ")):
-                rule = line.split()[1].rstrip(":")
-                jobs.add((rule, ""))
-            elif line.startswith("    wildcards: "):
-                jobs.discard((rule, ""))
-                jobs.add((rule, line.removeprefix("    wildcards: ")))
-        return jobs
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """How many jobs of each rule Snakemake would run."""
+        output = self.snakemake("-n", *arguments)
+        table = output.partition("Job stats:\n")[2].partition("\n\n")[0]
+        rows = [line.split() for line in table.splitlines()[2:]]
+        return {rule: int(count) for rule, count in rows if rule != "total"}
 
     def trained(self, *arguments: str) -> set[str]:
         """The runs that Snakemake would train."""
-        return {
-            wildcards.split(",")[0].removeprefix("run=")
-            for rule, wildcards in self.planned(*arguments)
-            if rule == "train"
-        }
+        output = self.snakemake("-n", *arguments)
+        return set(re.findall(r"^Job \d+: train (\w+), seed \d+$", output, re.MULTILINE))
 
     def edit(self, change: Callable[[dict[str, Any]], Any]) -> None:
         path = self.folder / "params.yaml"

@@ -9,6 +9,8 @@ rule tokenizer:
         LAYOUT.benchmark("tokenizer")
     params:
         scale=SCALE,
+    message:
+        "build the data set and the tokenizer"
     shell:
         "relu-sparsity tokenizer --scale {params.scale} > {log} 2>&1"
 
@@ -23,5 +25,7 @@ rule data:
         LAYOUT.log("data"),
     params:
         scale=SCALE,
+    message:
+        "describe the data set"
     shell:
         "relu-sparsity data --scale {params.scale} > {log} 2>&1"

@@ -11,6 +11,8 @@ rule mask:
         mem_mb=PARAMS.resources.mem_mb,
     params:
         scale=SCALE,
+    message:
+        "make the mask of {wildcards.run}, seed {wildcards.seed}"
     shell:
         "relu-sparsity mask --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " --threads {threads} > {log} 2>&1"
@@ -26,6 +28,8 @@ rule widths:
         LAYOUT.log("widths/{run}.seed{seed}"),
     params:
         scale=SCALE,
+    message:
+        "make the widths of {wildcards.run}, seed {wildcards.seed}"
     shell:
         "relu-sparsity widths --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " > {log} 2>&1"

@@ -22,6 +22,8 @@ rule tables:
         LAYOUT.log("tables"),
     params:
         scale=SCALE,
+    message:
+        "write Tables 1-5"
     shell:
         "relu-sparsity tables --scale {params.scale} > {log} 2>&1"
 
@@ -42,6 +44,8 @@ rule figure:
     params:
         caption=caption_of_figure,
         scale=SCALE,
+    message:
+        "draw {wildcards.figure}"
     shell:
         "relu-sparsity figures --figure {wildcards.figure} --scale {params.scale} > {log} 2>&1"
 
@@ -57,6 +61,8 @@ rule claims:
         LAYOUT.log("claims"),
     params:
         scale=SCALE,
+    message:
+        "decide the claims"
     shell:
         "relu-sparsity claims --scale {params.scale} > {log} 2>&1"
 
@@ -73,5 +79,7 @@ rule report:
         LAYOUT.log("report"),
     params:
         scale=SCALE,
+    message:
+        "write the report"
     shell:
         "relu-sparsity report --scale {params.scale} > {log} 2>&1"

@@ -15,6 +15,8 @@ rule train:
         mem_mb=PARAMS.resources.mem_mb,
     params:
         scale=SCALE,
+    message:
+        "train {wildcards.run}, seed {wildcards.seed}"
     shell:
         "exec relu-sparsity train --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " --threads {threads} --stop-with-parent > {log} 2>&1"
@@ -30,6 +32,8 @@ rule extract:
         LAYOUT.log("extract/{run}.seed{seed}"),
     params:
         scale=SCALE,
+    message:
+        "extract the metrics of {wildcards.run}, seed {wildcards.seed}"
     shell:
         "relu-sparsity extract --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " > {log} 2>&1"
