@@ -194,3 +194,52 @@ def test_a_replayed_branch_is_the_branch_of_the_whole_run(make_job, tmp_path):
     ]
     for one, other in zip(*(history.to_arrays().values() for history in histories), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_losses_are_those_of_a_plain_optax_loop(make_job, config):
+    """Every update takes its own step's batch and learning rate (section 2.2)."""
+    import jax
+    import optax
+    from flax import nnx
+
+    from relu_sparsity.data.pipeline import train_batches
+    from relu_sparsity.model import Transformer
+
+    every_step = change(config, "metrics", metrics_every_steps=1)
+    job = make_job(config=every_step)
+    history = train(job, num_devices=1)
+    batches = train_batches(
+        job.train_documents,
+        job.tokenizer,
+        seq_len=16,
+        global_batch_size=8,
+        num_shards=1,
+        seed=0,
+    )
+    ours = config.optimizer
+    schedule = optax.warmup_cosine_decay_schedule(0.0, ours.peak_lr, ours.warmup_steps, 14)
+    adamw = optax.adamw(schedule, ours.b1, ours.b2, ours.eps, weight_decay=ours.weight_decay)
+    model = Transformer(
+        config.model,
+        vocab_size=job.tokenizer.vocab_size,
+        max_len=16,
+        rngs=nnx.Rngs(jax.random.key(0)),
+    )
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def update(params, state, rows):
+        def loss_fn(params):
+            logits, _ = nnx.merge(graph, params)(rows[:, :-1])
+            one_hot = jax.nn.one_hot(rows[:, 1:], logits.shape[-1])
+            return -(jax.nn.log_softmax(logits) * one_hot).sum(-1).mean()
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = adamw.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = adamw.init(params), []
+    for _ in range(14):
+        params, state, loss = update(params, state, next(batches))
+        losses.append(float(loss))
+    np.testing.assert_allclose(np.stack(history.training)[:, 0], losses, rtol=2e-4)
