@@ -1,6 +1,7 @@
 """The report: Snakemake's self-contained HTML, made to depend on the results alone."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def write_report(path: Path, scale: str) -> Path:
         command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock"]
         command += ["--config", f"scale={scale}", "--report", str(temporary)]
         command += ["--report-stylesheet", "workflow/report/style.css"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Snakemake lays out its graph of rules in the order of sets.
+        environment = os.environ | {"PYTHONHASHSEED": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             raise UserError(f"the report could not be made:\n{done.stderr.strip()}")
         html = temporary.read_text(encoding="utf-8")

@@ -369,7 +369,7 @@ class _Progress:
         if self._last_time is None:
             # The first step after a start compiles: the speed is measured from its end on.
             self._last_time, self._last_step = time.monotonic(), done
-        numbers = f"loss {loss:.4f}"
+        numbers = "" if math.isnan(loss) else f"loss {loss:.4f}"
         if done % self._job.config.training.log_every_steps == 0 or done == self._num_steps:
             elapsed = time.monotonic() - self._last_time
             if done > self._last_step and elapsed > 0:
