@@ -8,7 +8,8 @@ import pytest
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.layout import RUN_FILES
-from relu_sparsity.store import RunStore, exported_fingerprint
+from relu_sparsity.provenance import signature
+from relu_sparsity.store import RunStore
 
 
 @pytest.fixture
@@ -56,17 +57,4 @@ def test_exports_every_file_and_only_what_is_finished(store, tmp_path):
     target = tmp_path / "results"
     store.export(target)
     assert sorted(path.name for path in target.iterdir()) == sorted(RUN_FILES)
-    assert exported_fingerprint(target) == "abc"
-
-
-@pytest.mark.parametrize("missing", RUN_FILES)
-def test_results_that_are_not_whole_have_no_fingerprint(tmp_path, missing):
-    write_run(tmp_path / "run")
-    (tmp_path / "run" / missing).unlink()
-    assert exported_fingerprint(tmp_path / "run") is None
-
-
-def test_results_that_are_not_json_have_no_fingerprint(tmp_path):
-    write_run(tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text("{")
-    assert exported_fingerprint(tmp_path / "run") is None
+    assert signature(target / "run.json") == "abc"

@@ -16,6 +16,7 @@ from relu_sparsity.params import Params, load_params
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+log = logging.getLogger(__name__)
 app = typer.Typer(
     help="Reproduces 'Uncovering Layer-Dependent Activation Sparsity Patterns in ReLU "
     "Transformers'. Snakemake calls these commands in the right order: run 'make reproduce'.",
@@ -138,20 +139,31 @@ def extract(
     run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
 ) -> None:
     """Extract a trained run's metrics at convergence, to metrics.json."""
+    from relu_sparsity import fingerprint
     from relu_sparsity.paper.extract import write_metrics
 
     params, layout = _load(params_file, scale)
     window = params.run(run, seed).config.metrics.convergence_window
-    write_metrics(layout.run(run, seed), window)
+    written = write_metrics(layout.run(run, seed), window)
+    _sign([written], fingerprint.metrics(params, run, seed))
 
 
 @app.command()
-def tables(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Write Tables 1-5 as CSV, Markdown and LaTeX, each cell beside the paper's."""
+def tables(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Only this one, e.g. table1; can be given again.")
+    ] = None,
+) -> None:
+    """Write Tables 1-5, or some of them: CSV, Markdown, LaTeX, each cell beside the paper's."""
+    from relu_sparsity import fingerprint
+    from relu_sparsity.paper.catalog import TABLE_RUNS
     from relu_sparsity.paper.tables import write_tables
 
     params, layout = _load(params_file, scale)
-    _report_written(write_tables(layout.results, params))
+    for path in write_tables(layout.results, params, table):
+        _sign([path], fingerprint.paper(params, "tables", TABLE_RUNS[path.stem]))
 
 
 @app.command()
@@ -163,33 +175,45 @@ def figures(
     ] = None,
 ) -> None:
     """Draw Figures 1-34, or some of them."""
+    from relu_sparsity import fingerprint
+    from relu_sparsity.paper.catalog import FIGURES
     from relu_sparsity.paper.figures import write_figures
 
     params, layout = _load(params_file, scale)
-    _report_written(write_figures(layout.results, params, figure))
+    for path in write_figures(layout.results, params, figure):
+        runs = FIGURES[path.stem].runs
+        _sign([path], fingerprint.paper(params, "figures", runs))
 
 
 @app.command()
 def claims(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Decide the paper's 27 claims."""
+    from relu_sparsity import fingerprint
     from relu_sparsity.paper.claims import write_claims
 
     params, layout = _load(params_file, scale)
-    _report_written(write_claims(layout.results, params))
+    written = write_claims(layout.results, params)
+    _sign(written, fingerprint.paper(params, "claims", params.runs))
 
 
 @app.command()
 def report(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Write the self-contained HTML report of everything. The workflow's last job."""
+    from relu_sparsity import fingerprint
     from relu_sparsity.paper.report import write_report
 
     params, layout = _load(params_file, scale)
-    _report_written([write_report(layout.report, params.scale)])
+    _sign([write_report(layout.report, params.scale)], fingerprint.report(params))
 
 
-def _report_written(paths: "Iterable[Path]") -> None:
+def _sign(paths: "Iterable[Path]", fingerprint: str) -> None:
+    """Writes what they were made from into the results that have room for it."""
+    from relu_sparsity.provenance import can_sign, sign
+
     for path in paths:
-        logging.getLogger(__name__).info("wrote %s", path)
+        if can_sign(path):
+            sign(path, fingerprint)
+        log.info("wrote %s", path)
 
 
 def _configure_jax(threads: int | None) -> None:

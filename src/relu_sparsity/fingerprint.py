@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,12 @@ def tokenizer(params: TokenizerParams, data_params: DataParams) -> str:
     return digest({"model": hashlib.sha256(content.encode()).hexdigest()})
 
 
+def text(params: Params) -> str:
+    """The fingerprint of a scale's text and tokenizer together."""
+    config = params.defaults
+    return digest([data(config.data), tokenizer(config.tokenizer, config.data)])
+
+
 def run(params: Params, name: str, seed: int) -> str:
     """The fingerprint of one training run."""
     chosen = params.run(name, seed)
@@ -152,3 +159,31 @@ def run(params: Params, name: str, seed: int) -> str:
             "code": code(TRAINING_MODULES),
         }
     )
+
+
+def metrics(params: Params, name: str, seed: int) -> str:
+    """The fingerprint of a run's extracted metrics."""
+    window = params.runs[name].config.metrics.convergence_window
+    return digest([code(EXTRACT_MODULES), window, run(params, name, seed)])
+
+
+def paper(params: Params, name: str, runs: Collection[str]) -> str:
+    """The fingerprint of a table, a figure or the claims: `name` of `PAPER_MODULES`.
+
+    Args:
+      params: The scale.
+      name: A key of `PAPER_MODULES`.
+      runs: The runs that are shown.
+    """
+    shown = [metrics(params, *job) for job in params.jobs() if job[0] in runs]
+    analysis = {
+        "figures": [params.metrics.early_steps, params.mask.step],
+        "claims": [params.claims.model_dump(mode="json"), params.mask.step],
+    }
+    return digest([code(PAPER_MODULES[name]), analysis.get(name), shown])
+
+
+def report(params: Params) -> str:
+    """The fingerprint of the report, which shows all tables, claims and figures."""
+    shown = [paper(params, name, params.runs) for name in ("tables", "figures", "claims")]
+    return digest([code(PAPER_MODULES["report"]), shown])

@@ -20,6 +20,7 @@ from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write, write_json
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Params, RunParams
+from relu_sparsity.provenance import signature
 from relu_sparsity.store import RunStore
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MASKS = ("mask_unused", "mask_random")
-
-
-def text_fingerprint(params: Params) -> str:
-    """The fingerprint of the scale's text and tokenizer together."""
-    config = params.defaults
-    return fingerprint.digest(
-        [fingerprint.data(config.data), fingerprint.tokenizer(config.tokenizer, config.data)]
-    )
 
 
 def prepare_tokenizer(params: Params, layout: Layout) -> None:
@@ -68,7 +61,7 @@ def write_manifest(params: Params, layout: Layout) -> None:
     data = params.defaults.data
     folder = sources.prepare(data, store_root() / "data")
     manifest = sources.manifest(data, folder, layout.tokenizer)
-    write_json(layout.manifest, {"fingerprint": text_fingerprint(params), **manifest})
+    write_json(layout.manifest, {"fingerprint": fingerprint.text(params), **manifest})
 
 
 def run_store(params: Params, run: str, seed: int) -> RunStore:
@@ -138,23 +131,6 @@ def write_widths(params: Params, layout: Layout, run: str, seed: int) -> None:
     log.info("%s has the widths %s", run, _list(widths))
 
 
-def mask_fingerprint(path: Path) -> str | None:
-    """What a mask file was made for; None where it is not there or not whole."""
-    try:
-        with np.load(path) as arrays:
-            return str(arrays["fingerprint"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def json_fingerprint(path: Path) -> str | None:
-    """What a JSON result was made for; None where it is not there or not whole."""
-    try:
-        return json.loads(path.read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _train(params: Params, layout: Layout, run: RunParams, seed: int, store: RunStore) -> None:
     from relu_sparsity.training.loop import train
 
@@ -173,7 +149,7 @@ def _training_job(
     from relu_sparsity.data.tokenizer import load_tokenizer
     from relu_sparsity.training.loop import TrainingJob
 
-    if json_fingerprint(layout.manifest) != text_fingerprint(params):
+    if signature(layout.manifest) != fingerprint.text(params):
         raise UserError(
             f"{layout.manifest}: is missing or was made for other parameters; run "
             "'relu-sparsity tokenizer' and 'relu-sparsity data' first"
@@ -184,14 +160,14 @@ def _training_job(
     start = unit_masks = None
     if run.intervention in MASKS and run.parent is not None:
         path = layout.mask(run.name, seed)
-        _require_made_for(path, mask_fingerprint(path), params, run.name, seed, "mask")
+        _require_made_for(path, params, run.name, seed, "mask")
         with np.load(path) as arrays:
             unit_masks = [arrays[f"layer{index}"] for index in range(config.model.num_layers)]
         step = config.mask.step
         start = (_ensure_branch(params, layout, run.parent, seed, step), step)
     elif run.intervention == "used_widths":
         path = layout.widths(run.name, seed)
-        _require_made_for(path, json_fingerprint(path), params, run.name, seed, "widths")
+        _require_made_for(path, params, run.name, seed, "widths")
         mlp_dims = json.loads(path.read_text())["mlp_dims"]
     return TrainingJob(
         name=store.name,
@@ -230,10 +206,8 @@ def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: in
     return store.branch(step)
 
 
-def _require_made_for(
-    path: Path, made_for: str | None, params: Params, run: str, seed: int, command: str
-) -> None:
-    if made_for != fingerprint.run(params, run, seed):
+def _require_made_for(path: Path, params: Params, run: str, seed: int, command: str) -> None:
+    if signature(path) != fingerprint.run(params, run, seed):
         raise UserError(
             f"{path}: is missing or was made for other parameters; run "
             f"'relu-sparsity {command} --run {run} --seed {seed}' first"

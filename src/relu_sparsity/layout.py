@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from relu_sparsity.paper.catalog import CLAIM_FORMATS, TABLE_FORMATS
+
 RUN_FILES = (
     "unit_use.csv",
     "training.csv",
@@ -56,6 +58,19 @@ class Layout:
     def widths(self, run: str, seed: int | str) -> Path:
         """The widths of a run whose layers are as wide as what its parent used."""
         return self.results / "widths" / run / f"seed{seed}.json"
+
+    @property
+    def claims(self) -> list[Path]:
+        """The claims, in every format."""
+        return [self.results / f"claims.{suffix}" for suffix in CLAIM_FORMATS]
+
+    def table(self, table: str) -> list[Path]:
+        """One table, in every format."""
+        return [self.results / "tables" / f"{table}.{suffix}" for suffix in TABLE_FORMATS]
+
+    def figure(self, figure: str) -> Path:
+        """One figure."""
+        return self.results / "figures" / f"{figure}.svg"
 
     @property
     def report(self) -> Path:

@@ -6,7 +6,6 @@ that is there is never trained again, whatever happened to the result files.
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -90,13 +89,3 @@ class RunStore:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
-
-
-def exported_fingerprint(run_folder: Path) -> str | None:
-    """The fingerprint of the results in a run's result folder; None where they are not whole."""
-    if not all((run_folder / name).is_file() for name in RUN_FILES):
-        return None
-    try:
-        return json.loads((run_folder / "run.json").read_text())["fingerprint"]
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -3,78 +3,94 @@
 import fcntl
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from relu_sparsity import fingerprint, jobs
 from relu_sparsity.files import write_text
-from relu_sparsity.layout import Layout
+from relu_sparsity.layout import RUN_FILES, Layout
+from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS, TABLES
 from relu_sparsity.params import Params
-from relu_sparsity.store import exported_fingerprint
+from relu_sparsity.provenance import can_sign, signature
 
 # Long ago: before any real result, after what archive formats can hold.
 _SETTLED = 1_000_000_000
+_PAPER_LEVEL = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow.
+
+    Attributes:
+      name: Its stamp's name.
+      fingerprint: What its results depend on.
+      outputs: Its result files; those that can carry a fingerprint do.
+      level: Its place in the workflow: higher than that of every job before it.
+    """
+
+    name: str
+    fingerprint: str
+    outputs: tuple[Path, ...]
+    level: int
+
+    def is_current(self) -> bool:
+        """Whether all results are there and were made from what they depend on now."""
+        return all(path.is_file() for path in self.outputs) and all(
+            signature(path) == self.fingerprint for path in self.outputs if can_sign(path)
+        )
+
+
+def all_jobs(params: Params, layout: Layout) -> Iterator[Job]:
+    """Every job of a scale, each after the jobs that it depends on."""
+    text = (layout.tokenizer, layout.manifest)
+    yield Job("text", fingerprint.text(params), text, 1)
+    for run, seed in params.jobs():
+        trained = fingerprint.run(params, run, seed)
+        level = 10 * (1 + len(params.ancestors(run)))
+        folder = layout.run(run, seed)
+        intervention = params.runs[run].intervention
+        if intervention in jobs.MASKS:
+            mask = (layout.mask(run, seed),)
+            yield Job(f"intervention/{run}/seed{seed}", trained, mask, level)
+        elif intervention == "used_widths":
+            widths = (layout.widths(run, seed),)
+            yield Job(f"intervention/{run}/seed{seed}", trained, widths, level)
+        files = tuple(folder / name for name in RUN_FILES)
+        yield Job(f"train/{run}/seed{seed}", trained, files, level + 1)
+        metrics = fingerprint.metrics(params, run, seed)
+        yield Job(f"extract/{run}/seed{seed}", metrics, (folder / "metrics.json",), level + 2)
+    for table in TABLES:
+        filled = fingerprint.paper(params, "tables", TABLE_RUNS[table])
+        yield Job(f"table/{table}", filled, tuple(layout.table(table)), _PAPER_LEVEL)
+    for figure, row in FIGURES.items():
+        drawn = fingerprint.paper(params, "figures", row.runs)
+        yield Job(f"figure/{figure}", drawn, (layout.figure(figure),), _PAPER_LEVEL)
+    decided = fingerprint.paper(params, "claims", params.runs)
+    yield Job("claims", decided, tuple(layout.claims), _PAPER_LEVEL)
+    yield Job("report", fingerprint.report(params), (layout.report,), _PAPER_LEVEL + 1)
 
 
 def write_stamps(params: Params, layout: Layout) -> None:
     """Makes modification times tell what is stale, and nothing else.
 
     Snakemake compares modification times, which a clone or `dvc pull` sets at random. So every job
-    up to training has a stamp that holds its fingerprint. Where the job's result carries the same
-    fingerprint, stamp and result get settled times, long ago and in the order of the workflow;
-    where it does not, the stamp is newer than everything.
+    has a stamp that holds its fingerprint. Where its results carry the same fingerprint, stamp and
+    results get settled times, long ago and in the order of the workflow; where they do not, the
+    stamp is newer than everything.
     """
-    text = jobs.text_fingerprint(params)
-    text_is_current = jobs.json_fingerprint(layout.manifest) == text
-    results = [layout.tokenizer, layout.manifest]
-    _settle(layout.stamp("text"), text, results if text_is_current else None, level=1)
-    for run, seed in params.jobs():
-        wanted = fingerprint.run(params, run, seed)
-        level = 4 + 2 * len(params.ancestors(run))
-        found = exported_fingerprint(layout.run(run, seed))
-        results = [layout.run(run, seed) / "run.json"]
-        stamp = layout.stamp(f"train/{run}/seed{seed}")
-        _settle(stamp, wanted, results if found == wanted else None, level=level)
-        if params.runs[run].intervention is None:
+    for job in all_jobs(params, layout):
+        stamp = layout.stamp(job.name)
+        if not stamp.is_file() or stamp.read_text().strip() != job.fingerprint:
+            write_text(stamp, job.fingerprint + "\n")
+        if not job.is_current():
+            os.utime(stamp)
             continue
-        if params.runs[run].intervention == "used_widths":
-            path = layout.widths(run, seed)
-            found = jobs.json_fingerprint(path)
-        else:
-            path = layout.mask(run, seed)
-            found = jobs.mask_fingerprint(path)
-        stamp = layout.stamp(f"intervention/{run}/seed{seed}")
-        _settle(stamp, wanted, [path] if found == wanted else None, level=level - 1)
-    extract = fingerprint.code(fingerprint.EXTRACT_MODULES)
-    for name, run_params in params.runs.items():
-        window = run_params.config.metrics.convergence_window
-        _keep_stamp(layout.stamp(f"extract/{name}"), fingerprint.digest([extract, window]))
-    analysis = {
-        "claims": params.claims.model_dump(mode="json"),
-        "metrics": params.metrics.model_dump(mode="json"),
-        "runs": {name: list(run.seeds) for name, run in params.runs.items()},
-    }
-    for name, modules in fingerprint.PAPER_MODULES.items():
-        wanted = fingerprint.digest([fingerprint.code(modules), analysis])
-        _keep_stamp(layout.stamp(name), wanted)
-
-
-def _settle(stamp: Path, wanted: str, results: list[Path] | None, *, level: int) -> None:
-    """Writes a stamp; sets times by level where `results` are current, else the stamp's to now."""
-    _keep_stamp(stamp, wanted)
-    if results is None:
-        os.utime(stamp)
-        return
-    os.utime(stamp, (_SETTLED, _SETTLED))
-    for offset, path in enumerate(results):
-        if path.is_file():
-            os.utime(path, (_SETTLED + level + offset,) * 2)
-
-
-def _keep_stamp(path: Path, wanted: str) -> None:
-    """Writes a stamp only where its content changes."""
-    if not path.is_file() or path.read_text().strip() != wanted:
-        write_text(path, wanted + "\n")
+        os.utime(stamp, (_SETTLED, _SETTLED))
+        for path in job.outputs:
+            os.utime(path, (_SETTLED + job.level,) * 2)
 
 
 def call_this_environment() -> None:

@@ -23,14 +23,14 @@ def stop_after(monkeypatch):
     """Sends a signal to this process when the run has done some steps."""
 
     def arrange(steps, number=signal.SIGTERM):
-        advance = loop._Progress.advance
+        advance = loop.Progress.advance
 
         def advance_and_stop(self, step, loss):
             advance(self, step, loss)
             if step + 1 == steps:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(loop._Progress, "advance", advance_and_stop)
+        monkeypatch.setattr(loop.Progress, "advance", advance_and_stop)
 
     yield arrange
     monkeypatch.undo()

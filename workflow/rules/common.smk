@@ -2,7 +2,7 @@ from pathlib import Path
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.layout import RUN_FILES, Layout
-from relu_sparsity.paper.catalog import CLAIM_FORMATS, FIGURES, TABLE_FORMATS, TABLES
+from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS, TABLES
 from relu_sparsity.params import load_params
 from relu_sparsity.workflow import call_this_environment, hold_workflow_lock, write_stamps
 
@@ -24,6 +24,7 @@ wildcard_constraints:
     run="|".join(PARAMS.runs),
     seed=r"\d+",
     figure=r"fig\d+",
+    table=r"table\d+",
 
 
 def run_files(runs):
@@ -59,6 +60,15 @@ def intervention_of_run(wildcards):
 def parent_of_run(wildcards):
     """The trained run that a run branches off."""
     return LAYOUT.run(PARAMS.runs[wildcards.run].parent, wildcards.seed) / "run.json"
+
+
+def runs_of_table(wildcards):
+    """The results that a table shows."""
+    return run_files(TABLE_RUNS[wildcards.table])
+
+
+def labels_of_table(wildcards):
+    return {"table": wildcards.table.removeprefix("table"), "shows": TABLES[wildcards.table]}
 
 
 def runs_of_figure(wildcards):

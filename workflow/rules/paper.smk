@@ -1,40 +1,32 @@
-rule tables:
+rule table:
     input:
-        stamp=LAYOUT.stamp("tables"),
-        runs=run_files(PARAMS.runs),
+        stamp=LAYOUT.stamp("table/{table}"),
+        runs=runs_of_table,
     output:
-        [
-            report(
-                LAYOUT.results / "tables" / f"{table}.csv",
-                caption="../report/table.rst",
-                category="Tables",
-                labels={"table": table.removeprefix("table"), "shows": title},
-            )
-            for table, title in TABLES.items()
-        ],
-        [
-            LAYOUT.results / "tables" / f"{table}.{suffix}"
-            for table in TABLES
-            for suffix in TABLE_FORMATS
-            if suffix != "csv"
-        ],
+        report(
+            LAYOUT.results / "tables" / "{table}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels=labels_of_table,
+        ),
+        [path for path in LAYOUT.table("{table}") if path.suffix != ".csv"],
     log:
-        LAYOUT.log("tables"),
+        LAYOUT.log("tables/{table}"),
     params:
         scale=SCALE,
     message:
-        "write Tables 1-5"
+        "write {wildcards.table}"
     shell:
-        "relu-sparsity tables --scale {params.scale} > {log} 2>&1"
+        "relu-sparsity tables --table {wildcards.table} --scale {params.scale} > {log} 2>&1"
 
 
 rule figure:
     input:
-        stamp=LAYOUT.stamp("figures"),
+        stamp=LAYOUT.stamp("figure/{figure}"),
         runs=runs_of_figure,
     output:
         report(
-            LAYOUT.results / "figures" / "{figure}.svg",
+            LAYOUT.figure("{figure}"),
             caption="../report/figure.rst",
             category=category_of_figure,
             labels=labels_of_figure,
@@ -56,7 +48,7 @@ rule claims:
         runs=run_files(PARAMS.runs),
         masks=mask_files(PARAMS.runs),
     output:
-        [LAYOUT.results / f"claims.{suffix}" for suffix in CLAIM_FORMATS],
+        LAYOUT.claims,
     log:
         LAYOUT.log("claims"),
     params:
@@ -71,8 +63,8 @@ rule report:
     input:
         stamp=LAYOUT.stamp("report"),
         claims=rules.claims.output,
-        tables=rules.tables.output,
-        figures=expand(LAYOUT.results / "figures" / "{figure}.svg", figure=FIGURES),
+        tables=expand(LAYOUT.results / "tables" / "{table}.csv", table=TABLES),
+        figures=expand(LAYOUT.figure("{figure}"), figure=FIGURES),
     output:
         LAYOUT.report,
     log:

@@ -24,7 +24,7 @@ rule train:
 
 rule extract:
     input:
-        stamp=LAYOUT.stamp("extract/{run}"),
+        stamp=LAYOUT.stamp("extract/{run}/seed{seed}"),
         run=[RUN / name for name in RUN_FILES],
     output:
         RUN / "metrics.json",

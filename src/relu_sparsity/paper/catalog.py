@@ -42,6 +42,14 @@ WIDTHS = ("baseline", "width_x1of2", "width_x1of4")
 DEPTHS = ("width_x1of2", "depth_10", "depth_14")
 LEARNING_RATES = ("baseline", "lr_x2of3", "lr_x1of3", "lr_x5of3")
 
+TABLE_RUNS = {
+    "table1": ("baseline",),
+    "table2": ("baseline",),
+    "table3": ("baseline",),
+    "table4": ("round1", "round2"),
+    "table5": LEARNING_RATES,
+}
+
 
 # A line has at most so many points; neighbours in a longer history are averaged.
 MAX_POINTS = 400

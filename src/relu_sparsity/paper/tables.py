@@ -1,6 +1,6 @@
 """Tables 1-5, each cell beside the paper's."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_text
-from relu_sparsity.paper.catalog import LEARNING_RATES, TABLES
+from relu_sparsity.paper.catalog import LEARNING_RATES, TABLE_RUNS, TABLES
 from relu_sparsity.paper.extract import LAYER_METRICS, over_all_units
 from relu_sparsity.paper.history import RunHistory, load_runs
 from relu_sparsity.paper.published import published
@@ -73,18 +74,29 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 
 
-def write_tables(results_dir: Path, params: "Params") -> list[Path]:
-    """Writes Tables 1-5 as CSV, Markdown and LaTeX to `results_dir`/tables.
+def write_tables(
+    results_dir: Path, params: "Params", tables: Collection[str] | None = None
+) -> list[Path]:
+    """Writes Tables 1-5, or some of them, as CSV, Markdown and LaTeX to `results_dir`/tables.
 
     Every number is the mean over the run's seeds, with the standard deviation over seeds where
     there are several, and the paper's number where the run has as many layers as the paper's.
 
     Raises:
-      UserError: The results of a run are incomplete or malformed.
+      UserError: There is no such table, or the results of a run are incomplete or malformed.
     """
-    runs = load_runs(results_dir, {name: run.seeds for name, run in params.runs.items()})
+    chosen = list(TABLES if tables is None else tables)
+    for table in chosen:
+        if table not in TABLES:
+            raise UserError(
+                f"table {table!r} is not one of the paper's; allowed: {', '.join(TABLES)}"
+            )
+    needed = {run for table in chosen for run in TABLE_RUNS[table]}
+    shown = {name: run.seeds for name, run in params.runs.items() if name in needed}
+    runs = load_runs(results_dir, shown)
     written = []
-    for table, title in TABLES.items():
+    for table in chosen:
+        title = TABLES[table]
         columns = _COLUMNS.get(table) or _learning_rate_columns(params)
         frame, display = _fill(table, columns, runs, params)
         number = table.removeprefix("table")

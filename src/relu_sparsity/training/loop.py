@@ -1,19 +1,14 @@
 """Trains one run, from nothing, from its own checkpoint or from its parent's, to the end."""
 
-import csv
 import logging
 import math
-import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +23,7 @@ from relu_sparsity.params import RunConfig
 from relu_sparsity.sparsity import METRICS, UnitUse, mean_use
 from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints
 from relu_sparsity.training.history import History, write_units
+from relu_sparsity.training.progress import Progress
 from relu_sparsity.training.step import StepOutput, learning_rates, make_mesh, make_steps
 
 log = logging.getLogger(__name__)
@@ -148,7 +144,10 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
     # whole past (a checkpoint, an evaluation) first reads what is still out.
     measured = set(range(0, num_steps, config.metrics.metrics_every_steps)) | {num_steps - 1}
     reader = _Reader(job, history, rates, measured)
-    with _Progress(job, first_step) as progress, _stop_signals() as stop_requested:
+    with (
+        Progress(job.name, training, job.throughput, first_step) as progress,
+        _stop_signals() as stop_requested,
+    ):
         for step in range(first_step, num_steps + 1):
             at_end = step == num_steps
             eval_due = at_end or step % training.eval_every_steps == 0
@@ -302,112 +301,3 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-class _Progress:
-    """A progress bar on a terminal, plain lines in a log, and the speed in a file."""
-
-    def __init__(self, job: TrainingJob, first_step: int) -> None:
-        self._job = job
-        self._num_steps = job.config.training.num_steps
-        training = job.config.training
-        self._tokens_per_step = training.global_batch_size * training.seq_len
-        self._first_step = self._last_step = first_step
-        self._last_time: float | None = None
-        self._tokens_per_second = math.nan
-        self._heldout = ""
-        self._bar: Any = None
-        if sys.stderr.isatty() and jax.process_index() == 0:
-            from rich import progress
-
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[numbers]}"),
-                progress.TimeRemainingColumn(),
-            )
-            self._task = self._bar.add_task(
-                job.name, total=self._num_steps, completed=first_step, numbers=""
-            )
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        training = self._job.config.training
-        log.info(
-            "%s: %d steps of %d x %d tokens (global batch; %d per process, %d per device) on "
-            "%d %s device(s)",
-            self._job.name,
-            self._num_steps - self._first_step,
-            training.global_batch_size,
-            training.seq_len,
-            training.global_batch_size // jax.process_count(),
-            training.global_batch_size // jax.device_count(),
-            jax.device_count(),
-            jax.default_backend(),
-        )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show_evaluation(self, loss: float, accuracy: float) -> None:
-        """Takes the newest held-out numbers; the time of an evaluation is not the steps'."""
-        self._heldout = f", held-out loss {loss:.4f}, accuracy {accuracy:.2%}"
-        self._last_time = None
-
-    def advance(self, step: int, loss: float) -> None:
-        """Counts a step; `loss` is the newest that is known, in nats."""
-        done = step + 1
-        if self._last_time is None:
-            # The first step after a start compiles: the speed is measured from its end on.
-            self._last_time, self._last_step = time.monotonic(), done
-        numbers = "" if math.isnan(loss) else f"loss {loss:.4f}"
-        if done % self._job.config.training.log_every_steps == 0 or done == self._num_steps:
-            elapsed = time.monotonic() - self._last_time
-            if done > self._last_step and elapsed > 0:
-                rate = (done - self._last_step) / elapsed
-                self._tokens_per_second = rate * self._tokens_per_step
-                self._write_throughput(done)
-                left = (self._num_steps - done) / rate
-                numbers += f", {self._tokens_per_second:,.0f} tokens/s, {_duration(left)} left"
-            if self._bar is None:
-                log.info(
-                    "%s: step %d of %d, %s%s",
-                    self._job.name,
-                    done,
-                    self._num_steps,
-                    numbers,
-                    self._heldout,
-                )
-            self._last_time, self._last_step = time.monotonic(), done
-        if self._bar is not None:
-            if not math.isnan(self._tokens_per_second):
-                numbers = f"loss {loss:.4f}, {self._tokens_per_second:,.0f} tokens/s"
-            self._bar.update(self._task, completed=done, numbers=numbers)
-
-    def _write_throughput(self, step: int) -> None:
-        if jax.process_index() != 0:
-            return
-        path = self._job.throughput
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(("step", "tokens_per_second"))
-            writer.writerow((step, f"{self._tokens_per_second:.0f}"))
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
