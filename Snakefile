@@ -2,7 +2,7 @@
 #
 #   snakemake --cores 2                        the scale of params.yaml
 #   snakemake --cores 2 --config scale=mini    another scale
-#   snakemake --profile tpu                    the paper's scale on TPU slices
+#   snakemake --cores 2 run_baseline           one run
 from snakemake.utils import min_version
 
 min_version("9.14")
@@ -19,7 +19,16 @@ include: "workflow/rules/paper.smk"
 report: str(LAYOUT.results / "claims.rst")
 
 
+onsuccess:
+    record_in_dvc()
+
+
+onerror:
+    record_in_dvc()
+
+
 rule all:
     default_target: True
     input:
         LAYOUT.report,
+        LAYOUT.summary,

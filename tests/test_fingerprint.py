@@ -42,7 +42,7 @@ EVERY_RUN = set(fingerprints())
         ("runs.lr_x1of3.optimizer.peak_lr", 1e-4, {"lr_x1of3"}),
         ("runs.baseline", {"optimizer": {"b1": 0.8}}, {"baseline", "masked", "random_masked"}),
         ("runs.round1.model", {"mlp_dim": 64}, {"round1", "round2"}),
-        ("runs.masked.mask", {"step": 100}, {"masked"}),
+        ("branches.masked.mask", {"step": 100}, {"masked"}),
         ("scales.smoke.mask.seed", 5, {"random_masked"}),
         ("scales.smoke.round2", {"width_multiple_of": 8}, {"round2"}),
         ("scales.smoke.training.seq_len", 32, EVERY_RUN),

@@ -94,7 +94,7 @@ BAD = [
     ("scales.smoke.model.layers", 6, "scales.smoke.model.layers: is no known key; allowed"),
     ("scales.smoke.modle", {}, "scales.smoke.modle: is no known key; allowed: data, tokenizer"),
     ("scales.smoke.model", 3, "scales.smoke.model: 3: allowed: a mapping"),
-    ("model", {}, "params.yaml: model: is no known key; allowed: scale, defaults, scales, runs"),
+    ("model", {}, "params.yaml: model: is no known key; allowed: scale, def"),
     ("scale", "huge", "scale: 'huge' is not one of the scales; allowed: smoke, mini, gpu, tpu"),
     ("scales.smoke.mask.step", 800, "scales.smoke.mask.step: 800 is past the end"),
     ("scales.smoke.mask.step", 0, "scales.smoke.mask.step: 0: .*greater than 0"),
@@ -108,21 +108,37 @@ BAD = [
     ("scales.smoke.data.heldout_fraction", 1.5, "heldout_fraction: 1.5: .*less than 1"),
     ("scales.smoke.data.source", "web", "data.source: 'web': .*'docs', 'tfds' or 'text'"),
     ("scales.smoke.data.source", "text", "files: the source 'text' needs at least one file"),
-    ("runs.masked.parent", "base", "runs.masked.parent: 'base' is no run; allowed: baseline"),
-    ("runs.masked.seeds", [3], "runs.masked.seeds: .*seed 3 is not a seed of its parent; allowed"),
+    ("branches.masked.parent", "base", "branches.masked.parent: 'base' is no run"),
+    ("branches.masked.seeds", [3], "branches.masked.seeds: .*seed 3 is not a seed of"),
     ("runs.baseline.seeds", [], "runs.baseline.seeds: .*at least 1 item"),
     ("runs.baseline.seeds", [1, 1], "runs.baseline.seeds: .*a seed twice"),
-    ("runs.baseline.intervention", "mask_unused", "runs.baseline.parent: .*both"),
-    ("runs.masked.intervention", "mask", "runs.masked.intervention: 'mask': .*'mask_unused'"),
-    ("runs.masked.model", {"mlp_dim": 8}, "runs.masked.model.mlp_dim: 8 differs from its parent"),
-    ("runs.masked.data", {}, "runs.masked.data: is no known key; allowed: model"),
-    ("runs.round2.model", {"num_layers": 2}, "runs.round2.model.num_layers: 2: .*allowed: 6"),
+    ("runs.baseline.intervention", "mask_unused", "runs.baseline.intervention: is no known key"),
+    ("branches.other", {"parent": "baseline"}, "branches.other.intervention: is missing"),
+    ("branches.baseline", {"parent": "round1"}, "branches.baseline: is also in runs; allowed"),
+    ("branches.masked.intervention", "mask", "intervention: 'mask': .*'mask_unused'"),
+    ("branches.masked.model", {"mlp_dim": 8}, "model.mlp_dim: 8 differs from its parent"),
+    ("branches.masked.data", {}, "branches.masked.data: is no known key; allowed: model"),
+    ("branches.round2.model", {"num_layers": 2}, "round2.model.num_layers: 2: .*allowed: 6"),
     ("runs.width_x1of2.model.mlp_dim", "x1/3", "'x1/3' of 256 is 85.3333; allowed: .*whole"),
     ("runs.lr_x1of3.optimizer.peak_lr", "x1/0", "runs.lr_x1of3.optimizer.peak_lr: 'x1/0'"),
     ("runs.lr_x1of3.model", {"norm": "x2"}, "runs.lr_x1of3.model.norm: 'x2' is a factor, but"),
     ("runs.Big-Run", {}, "runs.Big-Run: 'Big-Run': .*pattern"),
     ("scales.smoke.runs", {"nobody": {}}, "scales.smoke.runs.nobody: is no run; allowed: baseline"),
     ("defaults.claims.equivalence_margin", -1, "defaults.claims.equivalence_margin: -1: .*than 0"),
+    ("scales.smoke.model.num_layers", True, "scales.smoke.model.num_layers: True: .*integer"),
+    ("scales.smoke.model.num_layers", "6", "scales.smoke.model.num_layers: '6': .*integer"),
+    ("scales.smoke.model.mlp_bias", "off", "scales.smoke.model.mlp_bias: 'off': .*boolean"),
+    ("scales.smoke.optimizer.peak_lr", "2e-2", "smoke.optimizer.peak_lr: '2e-2': .*number"),
+    ("runs.baseline.seeds", [True], "runs.baseline.seeds.0: True: .*integer"),
+    ("runs.baseline.seeds", [2**40], "runs.baseline.seeds.0: 1099511627776: .*less than"),
+    ("scales", {"my scale": {}}, "scales: 'my scale'; allowed: a name of small letters"),
+    ("scales", {2024: {}}, "scales: 2024; allowed: a name of small letters"),
+    ("scale", ["smoke"], r"scale: \['smoke'\] is not one of the scales"),
+    ("branches.masked.training", {"eval_sequences": 8}, "training.eval_sequences: 8 differs from"),
+    (
+        "branches.twice", {"parent": "masked", "intervention": "mask_random"},
+        "branches.twice.parent: 'masked' is itself a branch",
+    ),
     ("scales.smoke.resources", {"threads": 0}, "scales.smoke.resources.threads: 0: .*than 0"),
 ]  # fmt: skip
 
@@ -135,8 +151,9 @@ def test_names_the_key_the_value_and_what_is_allowed(document, path, value, mess
 
 
 def test_runs_must_not_branch_off_each_other(document):
-    document["runs"]["round1"] |= {"parent": "round2", "intervention": "used_widths"}
-    with pytest.raises(UserError, match=r"branch off each other \(round1 -> round2 -> round1\)"):
+    del document["runs"]["round1"]
+    document["branches"]["round1"] = {"parent": "round2", "intervention": "used_widths"}
+    with pytest.raises(UserError, match=r"branch off each other \(round2 -> round1 -> round2\)"):
         parse_params(document, FILE)
 
 
@@ -168,3 +185,13 @@ def test_unknown_runs_and_seeds_are_named():
         params.run("best")
     with pytest.raises(UserError, match=r"run 'baseline' has no seed 7 .*allowed: 0"):
         params.run("baseline", 7)
+
+
+def test_a_short_run_needs_no_mask_step(document):
+    document["runs"]["short"] = {"training": {"num_steps": "x1/4"}}
+    assert parse_params(document, FILE, "smoke").run("short").config.training.num_steps == 200
+
+
+def test_a_folder_is_no_parameter_file(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        load_params(tmp_path)

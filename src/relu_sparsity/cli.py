@@ -1,5 +1,6 @@
 """The command line. Every rule of the workflow calls it, and a user can too."""
 
+import contextlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from relu_sparsity.layout import Layout
 from relu_sparsity.params import Params, load_params
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 log = logging.getLogger(__name__)
 app = typer.Typer(
@@ -32,7 +33,10 @@ Scale = Annotated[
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
 Run = Annotated[str, typer.Option(help="A run of params.yaml.")]
 Seed = Annotated[int, typer.Option(help="One of the run's seeds.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads to use. [default: all]")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads to use. [default: all]")]
+StopWithParent = Annotated[
+    bool, typer.Option(help="Save and stop when the calling process dies, as a job of Snakemake.")
+]
 DEFAULT_PARAMS = Path("params.yaml")
 
 
@@ -83,10 +87,7 @@ def train(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
     threads: Threads = None,
-    stop_with_parent: Annotated[
-        bool,
-        typer.Option(help="Save and stop when the calling process dies, as a job of Snakemake."),
-    ] = False,
+    stop_with_parent: StopWithParent = False,
 ) -> None:
     """Train a run to the end, or go on where it stopped, and export its results.
 
@@ -94,18 +95,10 @@ def train(
     """
     from relu_sparsity import jobs
 
-    if stop_with_parent:
-        _stop_with_parent()
     params, layout = _load(params_file, scale)
     params.run(run, seed)
-    _configure_jax(threads)
-    from relu_sparsity.training.loop import Interrupted
-
-    try:
+    with _training_process(threads, stop_with_parent):
         jobs.train_run(params, layout, run, seed)
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        raise typer.Exit(143) from None
 
 
 @app.command()
@@ -115,13 +108,15 @@ def mask(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
     threads: Threads = None,
+    stop_with_parent: StopWithParent = False,
 ) -> None:
     """Write the units that a masked run keeps (section 4.1.1)."""
     from relu_sparsity import jobs
 
     params, layout = _load(params_file, scale)
-    _configure_jax(threads)
-    jobs.write_mask(params, layout, run, seed)
+    params.run(run, seed)
+    with _training_process(threads, stop_with_parent):
+        jobs.write_mask(params, layout, run, seed)
 
 
 @app.command()
@@ -139,11 +134,12 @@ def extract(
     run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
 ) -> None:
     """Extract a trained run's metrics at convergence, to metrics.json."""
-    from relu_sparsity import fingerprint
+    from relu_sparsity import fingerprint, jobs
     from relu_sparsity.paper.extract import write_metrics
 
     params, layout = _load(params_file, scale)
     window = params.run(run, seed).config.metrics.convergence_window
+    jobs.require_current(params, layout, [run])
     written = write_metrics(layout.run(run, seed), window)
     _sign([written], fingerprint.metrics(params, run, seed))
 
@@ -157,11 +153,12 @@ def tables(
     ] = None,
 ) -> None:
     """Write Tables 1-5, or some of them: CSV, Markdown, LaTeX, each cell beside the paper's."""
-    from relu_sparsity import fingerprint
+    from relu_sparsity import fingerprint, jobs
     from relu_sparsity.paper.catalog import TABLE_RUNS
     from relu_sparsity.paper.tables import write_tables
 
     params, layout = _load(params_file, scale)
+    jobs.require_current(params, layout, params.runs)
     for path in write_tables(layout.results, params, table):
         _sign([path], fingerprint.paper(params, "tables", TABLE_RUNS[path.stem]))
 
@@ -175,11 +172,12 @@ def figures(
     ] = None,
 ) -> None:
     """Draw Figures 1-34, or some of them."""
-    from relu_sparsity import fingerprint
+    from relu_sparsity import fingerprint, jobs
     from relu_sparsity.paper.catalog import FIGURES
     from relu_sparsity.paper.figures import write_figures
 
     params, layout = _load(params_file, scale)
+    jobs.require_current(params, layout, params.runs)
     for path in write_figures(layout.results, params, figure):
         runs = FIGURES[path.stem].runs
         _sign([path], fingerprint.paper(params, "figures", runs))
@@ -188,12 +186,43 @@ def figures(
 @app.command()
 def claims(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Decide the paper's 27 claims."""
-    from relu_sparsity import fingerprint
+    from relu_sparsity import fingerprint, jobs
     from relu_sparsity.paper.claims import write_claims
 
     params, layout = _load(params_file, scale)
+    jobs.require_current(params, layout, params.runs)
     written = write_claims(layout.results, params)
     _sign(written, fingerprint.paper(params, "claims", params.runs))
+
+
+@app.command()
+def summary(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Sum up every run's loss, accuracy and batch use, and the verdicts, for `dvc metrics`."""
+    from relu_sparsity import fingerprint, jobs
+    from relu_sparsity.paper.extract import write_summary
+
+    params, layout = _load(params_file, scale)
+    jobs.require_current(params, layout, params.runs)
+    written = write_summary(layout.results, layout.summary, params)
+    _sign([written], fingerprint.paper(params, "claims", params.runs))
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A Git revision: HEAD~1, a branch, a tag, a hash.")],
+    second: Annotated[
+        str | None, typer.Argument(help="Another one. [default: the working tree]")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="The HTML page; the Markdown version lies beside it.")
+    ] = Path("comparison.html"),
+    scale: Scale = None,
+) -> None:
+    """Compare two revisions on one page: parameters, tables, verdicts, curves."""
+    from relu_sparsity.paper.compare import write_comparison
+
+    for path in write_comparison(Path(), first, second, output, scale):
+        log.info("wrote %s", path)
 
 
 @app.command()
@@ -214,6 +243,21 @@ def _sign(paths: "Iterable[Path]", fingerprint: str) -> None:
         if can_sign(path):
             sign(path, fingerprint)
         log.info("wrote %s", path)
+
+
+@contextlib.contextmanager
+def _training_process(threads: int | None, stop_with_parent: bool) -> "Iterator[None]":
+    """Sets up a process that may train; a run that was asked to stop ends with status 143."""
+    if stop_with_parent:
+        _stop_with_parent()
+    _configure_jax(threads)
+    from relu_sparsity.training.loop import Interrupted
+
+    try:
+        yield
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(143) from None
 
 
 def _configure_jax(threads: int | None) -> None:

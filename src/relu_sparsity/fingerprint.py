@@ -22,6 +22,7 @@ DATA_MODULES = ("data/builders.py", "data/docs.py", "data/sources.py", "data/tex
 TOKENIZER_MODULES = ("data/tokenizer.py",)
 TRAINING_MODULES = (
     "data/pipeline.py",
+    "data/tokenizer.py",
     "interventions.py",
     "model.py",
     "sparsity.py",
@@ -176,10 +177,12 @@ def paper(params: Params, name: str, runs: Collection[str]) -> str:
       runs: The runs that are shown.
     """
     shown = [metrics(params, *job) for job in params.jobs() if job[0] in runs]
-    analysis = {
-        "figures": [params.metrics.early_steps, params.mask.step],
-        "claims": [params.claims.model_dump(mode="json"), params.mask.step],
+    marked = {
+        run: [params.runs[run].config.metrics.early_steps, params.branch_steps(run)]
+        for run in runs
+        if run in params.runs
     }
+    analysis = {"figures": marked, "claims": params.claims.model_dump(mode="json")}
     return digest([code(PAPER_MODULES[name]), analysis.get(name), shown])
 
 

@@ -1,6 +1,5 @@
 """The interventions: masks of unused units, random masks, and round 2's widths."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,20 +14,21 @@ def unused_mask(used: LayerUnits) -> LayerUnits:
 
 
 def random_mask(
-    used: LayerUnits, *, seed: Sequence[int], over: Literal["layer", "model"] = "layer"
+    used: LayerUnits, *, seed: int, run_seed: int, over: Literal["layer", "model"] = "layer"
 ) -> LayerUnits:
     """Masks as many units as are unused, chosen at random (the control of section 4.1.1).
 
     Args:
       used: The units that were used in the batch at the mask step.
-      seed: Seeds the choice.
+      seed: Seeds the choice, together with
+      run_seed: the seed of the run that is masked.
       over: `layer` masks as many units in each layer as are unused there; `model` draws the same
         total over all layers together.
 
     Returns:
       True for every unit that is kept.
     """
-    generator = np.random.default_rng(list(seed))
+    generator = np.random.default_rng([seed, run_seed])
     if over == "layer":
         return [generator.permutation(np.asarray(layer, bool)) for layer in used]
     shuffled = generator.permutation(np.concatenate(used).astype(bool))

@@ -4,10 +4,12 @@ Every job checks what it reads against the parameters' fingerprints, so calling 
 wrong order ends with an error and never with a wrong result.
 """
 
+import hashlib
 import json
 import logging
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from relu_sparsity.data import sources
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write, write_json
 from relu_sparsity.layout import Layout, store_root
-from relu_sparsity.params import Params, RunParams
+from relu_sparsity.params import MASKS, DataParams, Params, RunParams
 from relu_sparsity.provenance import signature
 from relu_sparsity.store import RunStore
 
@@ -28,7 +30,45 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MASKS = ("mask_unused", "mask_random")
+
+def prepare_text(data: DataParams) -> Path:
+    """Builds the data set in the store, unless this very code has built it there already."""
+    code = fingerprint.code(fingerprint.DATA_MODULES)
+    return sources.prepare(data, store_root() / "data", code)
+
+
+def text_is_current(params: Params, layout: Layout) -> bool:
+    """Whether manifest and tokenizer are there, belong together, and fit the parameters."""
+    if signature(layout.manifest) != fingerprint.text(params) or not layout.tokenizer.is_file():
+        return False
+    described = json.loads(layout.manifest.read_text())["tokenizer"]["sha256"]
+    return hashlib.sha256(layout.tokenizer.read_bytes()).hexdigest() == described
+
+
+def require_current(params: Params, layout: Layout, runs: Collection[str]) -> None:
+    """Checks that the results of some runs are those of the parameters.
+
+    A run without results is left out of what is shown; results of other parameters would be wrong.
+
+    Raises:
+      UserError: A run's results were made for other parameters, or no run has any.
+    """
+    found = 0
+    for run, seed in params.jobs():
+        if run not in runs:
+            continue
+        path = layout.run(run, seed) / "run.json"
+        made_for = signature(path)
+        found += made_for is not None
+        if made_for not in (None, fingerprint.run(params, run, seed)):
+            raise UserError(
+                f"{path}: was made for other parameters; run "
+                f"'relu-sparsity train --run {run} --seed {seed}' first"
+            )
+    if not found:
+        raise UserError(
+            f"{layout.results / 'runs'}: has no results of {', '.join(runs)}; train them first"
+        )
 
 
 def prepare_tokenizer(params: Params, layout: Layout) -> None:
@@ -36,7 +76,7 @@ def prepare_tokenizer(params: Params, layout: Layout) -> None:
     from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
 
     config = params.defaults
-    folder = sources.prepare(config.data, store_root() / "data")
+    folder = prepare_text(config.data)
     given = config.tokenizer.model
     if given is None:
         train_tokenizer(
@@ -59,7 +99,7 @@ def prepare_tokenizer(params: Params, layout: Layout) -> None:
 def write_manifest(params: Params, layout: Layout) -> None:
     """Describes the data set and the tokenizer by their content."""
     data = params.defaults.data
-    folder = sources.prepare(data, store_root() / "data")
+    folder = prepare_text(data)
     manifest = sources.manifest(data, folder, layout.tokenizer)
     write_json(layout.manifest, {"fingerprint": fingerprint.text(params), **manifest})
 
@@ -86,6 +126,8 @@ def train_run(params: Params, layout: Layout, run: str, seed: int) -> None:
             if not store.is_finished():
                 _train(params, layout, chosen, seed, store)
     store.export(layout.run(run, seed))
+    with atomic_write(layout.throughput(run, seed)) as temporary:
+        shutil.copyfile(store.throughput, temporary)
 
 
 def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
@@ -101,7 +143,7 @@ def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
     kept = (
         interventions.unused_mask(used)
         if chosen.intervention == "mask_unused"
-        else interventions.random_mask(used, seed=(mask.seed, seed), over=mask.random_over)
+        else interventions.random_mask(used, seed=mask.seed, run_seed=seed, over=mask.random_over)
     )
     arrays: dict[str, Any] = {f"layer{index}": layer for index, layer in enumerate(kept)}
     made_for = np.str_(fingerprint.run(params, run, seed))
@@ -119,12 +161,10 @@ def write_widths(params: Params, layout: Layout, run: str, seed: int) -> None:
     chosen = params.run(run, seed)
     if chosen.intervention != "used_widths" or chosen.parent is None:
         raise UserError(f"runs.{run}.intervention: {chosen.intervention}; allowed: used_widths")
+    require_current(params, layout, [chosen.parent])
     folder = layout.run(chosen.parent, seed)
     last = params.run(chosen.parent).config.training.num_steps - 1
-    try:
-        used = read_units(folder / "units.npz", last)
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no results of {chosen.parent}; train it first") from None
+    used = read_units(folder / "units.npz", last)
     widths = interventions.used_widths(used, multiple_of=chosen.config.round2.width_multiple_of)
     made_for = fingerprint.run(params, run, seed)
     write_json(layout.widths(run, seed), {"fingerprint": made_for, "mlp_dims": widths})
@@ -155,7 +195,15 @@ def _training_job(
             "'relu-sparsity tokenizer' and 'relu-sparsity data' first"
         )
     config = run.config
-    folder = sources.prepare(config.data, store_root() / "data")
+    folder = prepare_text(config.data)
+    tokenizer = load_tokenizer(layout.tokenizer)
+    described = json.loads(layout.manifest.read_text())["tokenizer"]["sha256"]
+    if tokenizer.sha256 != described:
+        raise UserError(
+            f"{layout.tokenizer}: SHA-256 {tokenizer.sha256[:16]} is not the one in "
+            f"{layout.manifest}, {described[:16]}; run 'relu-sparsity tokenizer' and "
+            "'relu-sparsity data'"
+        )
     mlp_dims = [config.model.mlp_dim] * config.model.num_layers
     start = unit_masks = None
     if run.intervention in MASKS and run.parent is not None:
@@ -176,7 +224,7 @@ def _training_job(
         mlp_dims=mlp_dims,
         train_documents=sources.documents(config.data, folder, "train"),
         heldout_documents=sources.documents(config.data, folder, "heldout"),
-        tokenizer=load_tokenizer(layout.tokenizer),
+        tokenizer=tokenizer,
         checkpoints=store.checkpoints,
         throughput=store.throughput,
         branches={step: store.branch(step) for step in params.branch_steps(run.name)},
@@ -200,7 +248,12 @@ def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: in
         if store.has_branch(step):
             return store.branch(step)
         job = _training_job(params, layout, params.run(run, seed), seed, store)
-        job = replace(job, checkpoints=replay / "checkpoints", branches={step: store.branch(step)})
+        job = replace(
+            job,
+            checkpoints=replay / "checkpoints",
+            throughput=replay / "throughput.csv",
+            branches={step: store.branch(step)},
+        )
         train(job, until=step)
         shutil.rmtree(replay)
     return store.branch(step)

@@ -53,11 +53,11 @@ class Layout:
 
     def mask(self, run: str, seed: int | str) -> Path:
         """The units that a masked run keeps."""
-        return self.results / "masks" / run / f"seed{seed}.npz"
+        return self.run(run, seed) / "mask.npz"
 
     def widths(self, run: str, seed: int | str) -> Path:
         """The widths of a run whose layers are as wide as what its parent used."""
-        return self.results / "widths" / run / f"seed{seed}.json"
+        return self.run(run, seed) / "widths.json"
 
     @property
     def claims(self) -> list[Path]:
@@ -73,6 +73,11 @@ class Layout:
         return self.results / "figures" / f"{figure}.svg"
 
     @property
+    def summary(self) -> Path:
+        """A few numbers of every run, and the count of verdicts."""
+        return self.results / "metrics.json"
+
+    @property
     def report(self) -> Path:
         """The self-contained report."""
         return self.results / "report.html"
@@ -84,6 +89,10 @@ class Layout:
     def benchmark(self, name: str) -> Path:
         """Time and memory of a job: never the same twice, so it is no result."""
         return Path("benchmarks") / self.scale / f"{name}.tsv"
+
+    def throughput(self, run: str, seed: int | str) -> Path:
+        """Tokens per second over a run's steps, as it was first trained."""
+        return Path("benchmarks") / self.scale / "throughput" / f"{run}.seed{seed}.csv"
 
     def stamp(self, name: str) -> Path:
         """A file whose content changes when the job `name` has to run again."""

@@ -1,15 +1,15 @@
 """`params.yaml` as one validated, frozen model.
 
-A value is looked up in `runs.<run>` of the scale, then in the top-level `runs.<run>`, then in the
-scale, then in `defaults`. A run may give a factor of the scale's value instead of a number
-(`peak_lr: x1/3`), so that one list of experiments serves every scale.
+A value is looked up in `runs.<run>` of the scale, then in the top-level `runs.<run>` or
+`branches.<run>`, then in the scale, then in `defaults`. A run may give a factor of the scale's
+value instead of a number (`peak_lr: x1/3`), so that one list of experiments serves every scale.
 """
 
 import re
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -27,22 +27,29 @@ from pydantic import (
 from relu_sparsity.errors import UserError
 
 Intervention = Literal["mask_unused", "mask_random", "used_widths"]
+MASKS: tuple[Intervention, ...] = ("mask_unused", "mask_random")
+# Runs and scales are parts of paths and of shell commands.
+_NAME = "[a-z][a-z0-9_]*"
+# JAX takes seeds as 32-bit integers.
+Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Section(BaseModel):
     """A section of `params.yaml`: immutable, and every key is known."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Strict: "6" is no number, and neither is true.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class DataParams(Section):
     """Where the text comes from (the paper: C4)."""
 
     source: Literal["docs", "tfds", "text"] = "docs"
-    packages: tuple[str, ...] = ("numpy",)
+    packages: Strings = ("numpy",)
     tfds_name: str = "c4/en"
     data_dir: str | None = None
-    files: tuple[str, ...] = ()
+    files: Strings = ()
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     num_shards: PositiveInt = 1
 
@@ -145,7 +152,7 @@ class MaskParams(Section):
 
     step: PositiveInt = 50_000
     random_over: Literal["layer", "model"] = "layer"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 class Round2Params(Section):
@@ -194,11 +201,6 @@ class RunConfig(Section):
                     f"{key}: {value} is longer than the history; allowed: at most "
                     f"training.num_steps, {num_steps}"
                 )
-        if self.mask.step >= num_steps:
-            raise ValueError(
-                f"mask.step: {self.mask.step} is past the end; allowed: 1 to {num_steps - 1}, "
-                "below training.num_steps"
-            )
         if self.training.global_batch_size % self.data.num_shards:
             raise ValueError(
                 f"data.num_shards: {self.data.num_shards} does not divide "
@@ -217,11 +219,13 @@ class RunConfig(Section):
             del config["training"][key]
         for key in ("convergence_window", "early_steps"):
             del config["metrics"][key]
-        if intervention not in ("mask_unused", "mask_random"):
+        if intervention not in MASKS:
             del config["mask"]
         elif intervention == "mask_unused":
             config["mask"] = {"step": self.mask.step}
-        if intervention != "used_widths":
+        if intervention == "used_widths":
+            del config["model"]["mlp_dim"]
+        else:
             del config["round2"]
         return config
 
@@ -229,16 +233,14 @@ class RunConfig(Section):
 class RunParams(Section):
     """One experiment: its parameters, its seeds, and what it branches off."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    name: str = Field(pattern=f"^{_NAME}$")
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, strict=False)
     parent: str | None = None
     intervention: Intervention | None = None
     config: RunConfig
 
     @model_validator(mode="after")
-    def _parent_and_intervention(self) -> Self:
-        if (self.parent is None) != (self.intervention is None):
-            raise ValueError("parent: a run has both, a parent and an intervention, or neither")
+    def _seeds_differ(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} has a seed twice")
         return self
@@ -297,7 +299,7 @@ class Params(Section):
             {
                 run.config.mask.step
                 for run in self.runs.values()
-                if run.parent == name and run.intervention in ("mask_unused", "mask_random")
+                if run.parent == name and run.intervention in MASKS
             }
         )
 
@@ -307,8 +309,12 @@ _FACTOR = re.compile(r"x\s*(\d+(?:\.\d+)?)(?:/([1-9]\d*))?")
 _SECTIONS = tuple(RunConfig.model_fields)
 _RUN_KEYS = ("seeds", "parent", "intervention")
 # All runs of a scale read the same text: the arms of a comparison see the same batches.
-_RUN_SECTIONS = (*(name for name in _SECTIONS if name not in ("data", "tokenizer")), *_RUN_KEYS)
-_TOP_KEYS = ("scale", "defaults", "scales", "runs")
+_BRANCH_SECTIONS = (
+    *(name for name in _SECTIONS if name not in ("data", "tokenizer")),
+    *_RUN_KEYS,
+)
+_RUN_SECTIONS = tuple(key for key in _BRANCH_SECTIONS if key not in ("parent", "intervention"))
+_TOP_KEYS = ("scale", "defaults", "scales", "runs", "branches")
 _SCALE_SECTIONS = (*_SECTIONS, "resources", "claims")
 
 
@@ -415,6 +421,8 @@ def load_params(path: Path = Path("params.yaml"), scale: str | None = None) -> P
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run this in the folder with params.yaml") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file: {error}") from None
     return parse_params(document, path, scale)
@@ -427,13 +435,19 @@ def parse_params(document: Any, path: Path, scale: str | None = None) -> Params:
     for key in document:
         if key not in _TOP_KEYS:
             raise _error(path, str(key), "is no known key", _TOP_KEYS)
-    for key in ("scales", "runs"):
+    for key in ("scales", "runs", "branches"):
         _require_mapping(path, key, document.get(key))
-        if not document.get(key):
+        if not document.get(key) and key != "branches":
             raise UserError(f"{path}: {key}: is missing or empty; allowed: at least one entry")
     scales = document["scales"]
     scale = scale or document.get("scale")
-    if scale not in scales:
+    for name in scales:
+        if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+            raise UserError(
+                f"{path}: scales: {name!r}; allowed: a name of small letters, digits and _ that "
+                "starts with a letter"
+            )
+    if not isinstance(scale, str) or scale not in scales:
         raise _error(path, "scale", f"{scale!r} is not one of the scales", scales)
     parsed = {name: _parse_scale(document, path, name) for name in scales}
     return parsed[scale]
@@ -448,15 +462,27 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
     tree.merge(document.get("defaults"), "defaults", _SCALE_SECTIONS)
     sections = {key: value for key, value in (layer or {}).items() if key != "runs"}
     tree.merge(sections, f"scales.{scale}", (*_SCALE_SECTIONS, "runs"))
+    branches = document.get("branches") or {}
+    declared = document["runs"] | branches
     for name in own_runs:
-        if name not in document["runs"]:
-            raise _error(path, f"scales.{scale}.runs.{name}", "is no run", document["runs"])
+        if name not in declared:
+            raise _error(path, f"scales.{scale}.runs.{name}", "is no run", declared)
+    for name in branches:
+        if name in document["runs"]:
+            raise UserError(f"{path}: branches.{name}: is also in runs; allowed: one of the two")
     runs: dict[str, RunParams] = {}
-    for name, run_layer in document["runs"].items():
+    origins = {}
+    for name, run_layer in declared.items():
         run_tree = tree.copy()
-        run_tree.merge(run_layer, f"runs.{name}", _RUN_SECTIONS)
+        keys = _BRANCH_SECTIONS if name in branches else _RUN_SECTIONS
+        origin = f"{'branches' if name in branches else 'runs'}.{name}"
+        run_tree.merge(run_layer, origin, keys)
         run_tree.merge(own_runs.get(name), f"scales.{scale}.runs.{name}", _RUN_SECTIONS)
         config = run_tree.validate(RunConfig, _SECTIONS)
+        origins[name] = run_tree.origins.get(("mask", "step"), "defaults.mask.step")
+        for key in ("parent", "intervention"):
+            if name in branches and run_tree.values.get(key) is None:
+                raise UserError(f"{path}: {origin}.{key}: is missing; a branch needs one")
         try:
             runs[name] = RunParams(
                 name=name,
@@ -467,7 +493,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
             raise UserError(
                 "\n".join(_run_message(run_tree, name, each) for each in error.errors())
             ) from None
-    _check_parents(path, runs)
+    _check_parents(path, runs, origins)
     top = tree.validate(_ScaleSections, ("resources", "claims"))
     return Params(
         scale=scale,
@@ -497,17 +523,17 @@ def _run_message(tree: _Tree, name: str, error: Any) -> str:
     return f"{tree.path}: {'.'.join([origin, *location[1:]])}: {text}"
 
 
-def _check_parents(path: Path, runs: dict[str, RunParams]) -> None:
+def _check_parents(path: Path, runs: dict[str, RunParams], mask_origins: dict[str, str]) -> None:
     for run in runs.values():
         seen = [run.name]
         parent = run.parent
         while parent is not None:
             if parent not in runs:
-                raise _error(path, f"runs.{seen[-1]}.parent", f"{parent!r} is no run", runs)
+                raise _error(path, f"branches.{seen[-1]}.parent", f"{parent!r} is no run", runs)
             if parent in seen:
                 circle = " -> ".join([*seen[seen.index(parent) :], parent])
                 raise UserError(
-                    f"{path}: runs.{run.name}.parent: {run.parent!r}: the runs branch off each "
+                    f"{path}: branches.{run.name}.parent: {run.parent!r}: the runs branch off each "
                     f"other ({circle}); allowed: a run that does not branch off {run.name!r}"
                 )
             seen.append(parent)
@@ -517,36 +543,44 @@ def _check_parents(path: Path, runs: dict[str, RunParams]) -> None:
         missing = sorted(set(run.seeds) - set(runs[run.parent].seeds))
         if missing:
             raise UserError(
-                f"{path}: runs.{run.name}.seeds: {list(run.seeds)}: seed {missing[0]} is not a "
+                f"{path}: branches.{run.name}.seeds: {list(run.seeds)}: seed {missing[0]} is not a "
                 f"seed of its parent; allowed: {list(runs[run.parent].seeds)}"
             )
         parent_run = runs[run.parent]
-        if run.intervention in ("mask_unused", "mask_random"):
-            _check_branch(path, run, parent_run)
+        if run.intervention in MASKS:
+            _check_branch(path, run, parent_run, mask_origins[run.name])
         elif run.config.model.num_layers != parent_run.config.model.num_layers:
             raise UserError(
-                f"{path}: runs.{run.name}.model.num_layers: {run.config.model.num_layers}: its "
+                f"{path}: branches.{run.name}.model.num_layers: {run.config.model.num_layers}: its "
                 f"widths are those that its parent {parent_run.name!r} used; "
                 f"allowed: {parent_run.config.model.num_layers}"
             )
 
 
-def _check_branch(path: Path, run: RunParams, parent: RunParams) -> None:
+def _check_branch(path: Path, run: RunParams, parent: RunParams, mask_origin: str) -> None:
     """A run that goes on from its parent's checkpoint has the parent's shapes and batches."""
+    if parent.intervention is not None:
+        raise UserError(
+            f"{path}: branches.{run.name}.parent: {parent.name!r} is itself a branch; a mask is "
+            "taken of a run that starts from nothing; allowed: one of runs"
+        )
     same = {
         "model": tuple(ModelParams.model_fields),
-        "training": ("seq_len", "per_device_batch_size", "global_batch_size"),
-    }
+        "training": (
+            "seq_len", "per_device_batch_size", "global_batch_size", "eval_sequences",
+        ),
+    }  # fmt: skip
     for section, keys in same.items():
         for key in keys:
             own, allowed = (getattr(getattr(each.config, section), key) for each in (run, parent))
             if own != allowed:
                 raise UserError(
-                    f"{path}: runs.{run.name}.{section}.{key}: {own!r} differs from its "
+                    f"{path}: branches.{run.name}.{section}.{key}: {own!r} differs from its "
                     f"parent {parent.name!r}, whose checkpoint it continues; allowed: {allowed!r}"
                 )
-    if run.config.mask.step >= parent.config.training.num_steps:
+    last = min(run.config.training.num_steps, parent.config.training.num_steps) - 1
+    if run.config.mask.step > last:
         raise UserError(
-            f"{path}: runs.{run.name}.mask.step: {run.config.mask.step} is past the end of its "
-            f"parent {parent.name!r}; allowed: 1 to {parent.config.training.num_steps - 1}"
+            f"{path}: {mask_origin}: {run.config.mask.step} is past the end of {run.name} or of "
+            f"its parent {parent.name}; allowed: 1 to {last}, below training.num_steps"
         )

@@ -27,7 +27,7 @@ _FINGERPRINT = re.compile(r"fingerprint: ([0-9a-f]+)(?: -->)?\s*$")
 
 def can_sign(path: Path) -> bool:
     """Whether the file carries a fingerprint. CSV, and a run's units, have no room for one."""
-    return path.suffix in (*_COMMENTS, ".json") or path.parent.parent.name == "masks"
+    return path.suffix in (*_COMMENTS, ".json") or path.name == "mask.npz"
 
 
 def sign(path: Path, fingerprint: str) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from relu_sparsity import fingerprint, jobs
 from relu_sparsity.files import write_text
 from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS, TABLES
-from relu_sparsity.params import Params
+from relu_sparsity.params import MASKS, Params
 from relu_sparsity.provenance import can_sign, signature
 
 # Long ago: before any real result, after what archive formats can hold.
@@ -52,7 +53,7 @@ def all_jobs(params: Params, layout: Layout) -> Iterator[Job]:
         level = 10 * (1 + len(params.ancestors(run)))
         folder = layout.run(run, seed)
         intervention = params.runs[run].intervention
-        if intervention in jobs.MASKS:
+        if intervention in MASKS:
             mask = (layout.mask(run, seed),)
             yield Job(f"intervention/{run}/seed{seed}", trained, mask, level)
         elif intervention == "used_widths":
@@ -70,6 +71,7 @@ def all_jobs(params: Params, layout: Layout) -> Iterator[Job]:
         yield Job(f"figure/{figure}", drawn, (layout.figure(figure),), _PAPER_LEVEL)
     decided = fingerprint.paper(params, "claims", params.runs)
     yield Job("claims", decided, tuple(layout.claims), _PAPER_LEVEL)
+    yield Job("summary", decided, (layout.summary,), _PAPER_LEVEL + 1)
     yield Job("report", fingerprint.report(params), (layout.report,), _PAPER_LEVEL + 1)
 
 
@@ -85,12 +87,30 @@ def write_stamps(params: Params, layout: Layout) -> None:
         stamp = layout.stamp(job.name)
         if not stamp.is_file() or stamp.read_text().strip() != job.fingerprint:
             write_text(stamp, job.fingerprint + "\n")
-        if not job.is_current():
+        current = job.is_current()
+        if job.name == "text":
+            # Nothing in the tokenizer's file says what it was made from.
+            current = jobs.text_is_current(params, layout)
+        if not current:
             os.utime(stamp)
             continue
         os.utime(stamp, (_SETTLED, _SETTLED))
         for path in job.outputs:
             os.utime(path, (_SETTLED + job.level,) * 2)
+
+
+def record_in_dvc() -> None:
+    """Tells DVC what is there now, so that `dvc status` is clean after a run of Snakemake.
+
+    Does nothing when DVC itself called Snakemake, or outside a Git repository with DVC.
+    """
+    if "DVC_ROOT" in os.environ or not (Path(".dvc").is_dir() and Path(".git").exists()):
+        return
+    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        # Part of the results is missing after a run of a part of the workflow.
+        print(f"not recorded in DVC: {done.stderr.strip()}", file=sys.stderr)
 
 
 def call_this_environment() -> None:

@@ -167,4 +167,4 @@ def write_paper_runs(results_dir: Path, params: Params) -> None:
         run = _run(params, name)
         write_run(results_dir / "runs" / name / f"seed{seed}", params, name, seed, run)
         if "masked" in name:
-            write_mask(results_dir / "masks" / name / f"seed{seed}.npz", run.mlp_dims, 0.3)
+            write_mask(results_dir / "runs" / name / f"seed{seed}" / "mask.npz", run.mlp_dims, 0.3)

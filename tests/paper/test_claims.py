@@ -131,7 +131,7 @@ def _break_14(results):
 
 
 def _break_15(results):
-    write_mask(results.results_dir / "masks/masked/seed0.npz", [32768] * 6, 0.1)
+    write_mask(results.results_dir / "runs/masked/seed0/mask.npz", [32768] * 6, 0.1)
 
 
 def _break_16(results):
@@ -186,7 +186,7 @@ def _break_27(results):
 def test_a_broken_claim_is_not_reproduced(results, number, tmp_path):
     results = MeasuredResults(results.runs, results.params, tmp_path)
     for run in ("masked", "random_masked"):
-        write_mask(tmp_path / "masks" / run / "seed0.npz", [32768] * 6, 0.3)
+        write_mask(tmp_path / "runs" / run / "seed0" / "mask.npz", [32768] * 6, 0.3)
     globals()[f"_break_{number}"](results)
     decision = decide(results, number)
     assert decision.verdict == "not reproduced", (decision.reason, decision.evidence)
@@ -271,7 +271,7 @@ class TestEquivalence:
     @pytest.mark.parametrize("number", [14, 16])
     def test_a_small_mask_decides_nothing(self, results, tmp_path, number):
         for run in ("masked", "random_masked"):
-            write_mask(tmp_path / "masks" / run / "seed0.npz", [32768] * 6, 0.05)
+            write_mask(tmp_path / "runs" / run / "seed0" / "mask.npz", [32768] * 6, 0.05)
         decision = decide(MeasuredResults(results.runs, results.params, tmp_path), number)
         assert decision.verdict == "not decidable"
         assert "5.0 % of the units" in decision.reason

@@ -104,9 +104,9 @@ def test_leaves_out_runs_without_results(results_dir):
 
 
 def test_names_a_mask_with_too_few_layers(results_dir):
-    path = results_dir / "masks" / "masked" / "seed0.npz"
+    path = results_dir / "runs" / "masked" / "seed0" / "mask.npz"
     assert np.mean(load_mask(path, 6)) == pytest.approx(0.7, abs=1e-4)
-    with pytest.raises(UserError, match=r"seed0\.npz: has no array .*layer6"):
+    with pytest.raises(UserError, match=r"mask\.npz: has no array .*layer6"):
         load_mask(path, 7)
 
 

@@ -57,7 +57,7 @@ def test_editing_one_runs_parameter_reruns_it_and_what_follows(project):
     after = project.result_bytes()
     changed = {name for name in before if before[name] != after[name]}
     assert {"tables/table5.csv", "figures/fig29.svg", "report.html"} <= changed
-    allowed = r"runs/lr_x1of3/|tables/table5|figures/fig(29|30|31)|claims|report"
+    allowed = r"runs/lr_x1of3/|tables/table5|figures/fig(29|30|31)|claims|report|metrics"
     assert [name for name in changed if not re.match(allowed, name)] == []
     assert "Nothing to be done" in project.snakemake()
 
@@ -100,6 +100,60 @@ def test_a_new_mask_step_needs_no_new_baseline(project):
     assert "baseline seed 0 has no checkpoint at step 8 in the store: trains up to it" in log
     parent = json.loads((project.results / "runs/masked/seed0/run.json").read_text())["parent"]
     assert parent == {"run": "baseline", "seed": 0, "step": 8}
+
+
+def test_figures_that_mark_the_mask_step_are_drawn_again(project):
+    project.edit(lambda document: document["scales"]["smoke"]["mask"].update(step=8))
+    shown = sum("baseline" in figure.runs for figure in FIGURES.values())
+    assert project.planned()["figure"] == shown
+    project.edit(lambda document: document["scales"]["smoke"]["mask"].update(step=12))
+    project.edit(lambda document: document["runs"].update(depth_14={"metrics": {"early_steps": 6},
+                 **document["runs"]["depth_14"]}))  # fmt: skip
+    assert set(project.planned()) == {"figure", "report", "all"}
+
+
+def test_a_tokenizer_of_other_parameters_is_noticed(project):
+    """What a kill between the tokenizer and its manifest leaves, with the parameters put back."""
+    tokenizer = project.results / "data/tokenizer.model"
+    before = tokenizer.read_bytes()
+    project.edit(lambda document: document["scales"]["smoke"]["tokenizer"].update(vocab_size=500))
+    project.snakemake("results/smoke/data/tokenizer.model")
+    assert tokenizer.read_bytes() != before
+    project.edit(lambda document: document["scales"]["smoke"]["tokenizer"].update(vocab_size=400))
+    output = project.run("relu_sparsity.cli", "train", "--run", "extra", status=1)
+    assert "run 'extra' is not in params.yaml" in output
+    project.edit(lambda document: document["runs"].update(extra={"optimizer": {"b1": 0.5}}))
+    output = project.run("relu_sparsity.cli", "train", "--run", "extra", status=1)
+    assert re.search(r"tokenizer.model: SHA-256 \w+ is not the one in .*manifest.json", output)
+    assert project.planned()["tokenizer"] == 1
+    project.snakemake("results/smoke/data/manifest.json")
+    assert tokenizer.read_bytes() == before
+
+
+def test_a_change_of_the_datas_code_builds_new_data(project):
+    docs = project.folder / "src/relu_sparsity/data/docs.py"
+    source = docs.read_text()
+    docs.write_text(source.replace("MIN_CHARACTERS = 150", "MIN_CHARACTERS = 600"))
+    assert docs.read_text() != source
+    manifest = project.results / "data/manifest.json"
+    before = json.loads(manifest.read_text())["splits"]["train"]["documents"]
+    project.snakemake(str(manifest.relative_to(project.folder)))
+    assert json.loads(manifest.read_text())["splits"]["train"]["documents"] < before
+
+
+def test_commands_called_by_hand_refuse_results_of_other_parameters(project):
+    project.edit(lambda document: document["runs"]["round1"].update(optimizer={"b1": 0.7}))
+    for command in (
+        ["widths", "--run", "round2", "--seed", "1"],
+        ["tables"],
+        ["figures"],
+        ["claims"],
+        ["extract", "--run", "round1", "--seed", "1"],
+    ):
+        output = project.run("relu_sparsity.cli", *command, status=1)
+        assert "round1/seed1/run.json: was made for other parameters; run" in output
+    output = project.run("relu_sparsity.cli", "tables", "--scale", "mini", status=1)
+    assert "has no results of" in output
 
 
 def test_comments_rerun_nothing_and_a_changed_model_everything(project):

@@ -3,8 +3,13 @@ from pathlib import Path
 from relu_sparsity.errors import UserError
 from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS, TABLES
-from relu_sparsity.params import load_params
-from relu_sparsity.workflow import call_this_environment, hold_workflow_lock, write_stamps
+from relu_sparsity.params import MASKS, load_params
+from relu_sparsity.workflow import (
+    call_this_environment,
+    hold_workflow_lock,
+    record_in_dvc,
+    write_stamps,
+)
 
 call_this_environment()
 
@@ -42,19 +47,18 @@ def mask_files(runs):
     return [
         LAYOUT.mask(run, seed)
         for run, seed in PARAMS.jobs()
-        if run in runs and PARAMS.runs[run].intervention in ("mask_unused", "mask_random")
+        if run in runs and PARAMS.runs[run].intervention in MASKS
     ]
 
 
 def intervention_of_run(wildcards):
     """The mask or the widths that a run is trained with, if it has any."""
-    match PARAMS.runs[wildcards.run].intervention:
-        case "mask_unused" | "mask_random":
-            return LAYOUT.mask(wildcards.run, wildcards.seed)
-        case "used_widths":
-            return LAYOUT.widths(wildcards.run, wildcards.seed)
-        case _:
-            return []
+    intervention = PARAMS.runs[wildcards.run].intervention
+    if intervention in MASKS:
+        return LAYOUT.mask(wildcards.run, wildcards.seed)
+    if intervention == "used_widths":
+        return LAYOUT.widths(wildcards.run, wildcards.seed)
+    return []
 
 
 def parent_of_run(wildcards):

@@ -14,8 +14,8 @@ rule mask:
     message:
         "make the mask of {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "relu-sparsity mask --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
-        " --threads {threads} > {log} 2>&1"
+        "exec relu-sparsity mask --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
+        " --threads {threads} --stop-with-parent > {log} 2>&1"
 
 
 rule widths:

@@ -59,6 +59,33 @@ rule claims:
         "relu-sparsity claims --scale {params.scale} > {log} 2>&1"
 
 
+rule summary:
+    input:
+        stamp=LAYOUT.stamp("summary"),
+        claims=LAYOUT.results / "claims.json",
+        runs=run_files(PARAMS.runs),
+    output:
+        LAYOUT.summary,
+    log:
+        LAYOUT.log("summary"),
+    params:
+        scale=SCALE,
+    message:
+        "sum up losses and verdicts"
+    shell:
+        "relu-sparsity summary --scale {params.scale} > {log} 2>&1"
+
+
+rule tables:
+    input:
+        expand(LAYOUT.results / "tables" / "{table}.csv", table=TABLES),
+
+
+rule figures:
+    input:
+        expand(LAYOUT.figure("{figure}"), figure=FIGURES),
+
+
 rule report:
     input:
         stamp=LAYOUT.stamp("report"),

@@ -37,3 +37,12 @@ rule extract:
     shell:
         "relu-sparsity extract --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " > {log} 2>&1"
+
+
+for name in PARAMS.runs:
+
+    rule:
+        name:
+            f"run_{name}"
+        input:
+            run_files([name]),

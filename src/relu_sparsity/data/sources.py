@@ -66,7 +66,7 @@ def identity(data: DataParams) -> dict[str, object]:
             }
 
 
-def prepare(data: DataParams, root: Path) -> Path:
+def prepare(data: DataParams, root: Path, code: str = "") -> Path:
     """Builds the data set, or checks the stored one, in a folder of its own.
 
     A finished folder is used again. Two processes at once are safe: the second one waits. The
@@ -75,6 +75,7 @@ def prepare(data: DataParams, root: Path) -> Path:
     Args:
       data: The section `data` of a scale.
       root: Where the folders of all data sets live.
+      code: A hash of the code that builds it: other code builds another folder.
 
     Returns:
       `root/<hash of the identity and the held-out fraction>`.
@@ -85,7 +86,8 @@ def prepare(data: DataParams, root: Path) -> Path:
     described = identity(data)
     if data.source != "tfds":
         described["heldout_fraction"] = data.heldout_fraction
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    built_from = json.dumps(described | {"code": code}, sort_keys=True)
+    key = hashlib.sha256(built_from.encode()).hexdigest()[:16]
     folder = root / key
     with _lock(root / f".{key}.lock"):
         if not folder.exists():

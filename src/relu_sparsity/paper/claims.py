@@ -175,7 +175,10 @@ def _not_converged(claim: Claim, results: MeasuredResults) -> str:
 
 def _summary(decisions: list[Decision]) -> str:
     counts = (f"{count} {verdict}" for verdict, count in count_verdicts(decisions).items())
-    return f"Of the paper's {len(decisions)} claims: {', '.join(counts)}."
+    return (
+        f"Of the paper's {len(decisions)} claims: {', '.join(counts)}. A verdict speaks of the "
+        "models of this scale; only those of the paper's size can say whether the paper is right."
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -161,7 +161,7 @@ class MeasuredResults:
         """Percent of all units that a run's mask keeps at zero, the mean over seeds."""
         shares = []
         for seed, history in self.runs[run].items():
-            path = self.results_dir / "masks" / run / f"seed{seed}.npz"
+            path = self.results_dir / "runs" / run / f"seed{seed}" / "mask.npz"
             kept = load_mask(path, len(history.mlp_dims))
             shares.append(100 * (1 - np.concatenate(kept).mean()))
         return float(np.mean(shares))

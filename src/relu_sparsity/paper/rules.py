@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 from relu_sparsity.paper.catalog import DEPTHS, LEARNING_RATES, WIDTHS
@@ -267,7 +268,23 @@ def _masked_is_equivalent(results: MeasuredResults) -> Finding:
         undecided = undecided or (
             "neither equivalence nor a difference beyond the margin is significant"
         )
+    random = _random_mask_difference(results)
+    if random is not None:
+        evidence["random_mask_difference_at_end"] = random.mean()
+        if holds and p_equivalent(random, margin) < alpha:
+            undecided = undecided or (
+                "a random mask of the same size is equivalent too: here accuracy hardly depends "
+                "on so many units, whichever they are"
+            )
     return Finding(holds, evidence, undecided)
+
+
+def _random_mask_difference(results: MeasuredResults) -> Float[np.ndarray, " pairs"] | None:
+    """Accuracy at the end, random mask minus none; None where there is no such run."""
+    try:
+        return results.pairs("random_masked", "baseline", "accuracy").differences[-1]
+    except UndecidableError:
+        return None
 
 
 def _share_off_at_mask_step(results: MeasuredResults) -> Finding:
@@ -527,7 +544,8 @@ CLAIMS = (
         "every evaluation after the mask step that the mean is within the equivalence margin; "
         "the largest p counts, so no correction is needed. Not reproduced where a mean beyond "
         "the margin differs from zero significantly (Bonferroni over evaluations); not decidable "
-        f"otherwise, or with less than {MIN_MASKED:g} % of the units masked.",
+        f"otherwise, with less than {MIN_MASKED:g} % of the units masked, or where a random mask "
+        "of the same size is equivalent at the end too.",
         _masked_is_equivalent,
         runs=("baseline", "masked"),
         converged=False,

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from relu_sparsity.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -80,22 +82,37 @@ class Checkpoints:
     def restore_latest(self, state: Any) -> Checkpoint | None:
         """Reads the newest checkpoint that is whole, or returns None where there is none.
 
-        A damaged one is reported and moved aside, so that the run can save that step again.
+        Damaged ones are reported and moved aside once an older one is read, so that the run can
+        save those steps again.
+
+        Raises:
+          UserError: None of them can be read. They stay where they are: the reason may be another
+            than damage.
         """
+        failed: list[int] = []
+        reason = ""
         for step in reversed(self.steps()):
             try:
-                return self.restore(step, state)
+                checkpoint = self.restore(step, state)
             except Exception as error:
-                reason = (str(error).splitlines() or [""])[0]
-                aside = self._move_aside(step)
+                failed.append(step)
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                log.warning("the checkpoint at step %d cannot be read (%s)", step, reason)
+                continue
+            for damaged in failed:
+                aside = self._move_aside(damaged)
                 log.warning(
-                    "the checkpoint at step %d is damaged (%s: %s); moved it to %s and use the "
-                    "one before",
-                    step,
-                    type(error).__name__,
-                    reason,
+                    "the checkpoint at step %d is damaged; moved it to %s and use step %d",
+                    damaged,
                     aside,
+                    step,
                 )
+            return checkpoint
+        if failed:
+            raise UserError(
+                f"{self.folder}: none of the checkpoints at steps {failed} can be read ({reason}); "
+                "mend the cause, or delete the folder to start the run anew"
+            )
         return None
 
     def _move_aside(self, step: int) -> Path:

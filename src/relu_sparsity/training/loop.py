@@ -126,8 +126,10 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
     elif job.start is not None:
         folder, step = job.start
         parents = Checkpoints(folder / "checkpoint")
-        restored = parents.restore(step, state)
+        restored = parents.restore_latest(state)
         parents.close()
+        if restored is None:
+            raise UserError(f"{folder}: has no checkpoint; delete the folder to make it again")
         log.info("%s: branches off at step %d of %d", job.name, step, num_steps)
     history = History(job.mlp_dims)
     first_step = 0
@@ -176,7 +178,8 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
             if branch is not None:
                 _save_branch(branch, step, save)
             tokens = put(next(batches))
-            measure = step in measured or branch is not None
+            at_start = job.start is not None and step == job.start[1]
+            measure = step in measured or branch is not None or at_start
             run_step = steps.train_and_measure if measure else steps.train
             state, output = run_step(state, tokens, rates[step], unit_masks)
             reader.read_pending()
@@ -232,6 +235,7 @@ class _Reader:
         self._history = history
         self._rates = rates
         self._recorded = recorded
+        self._unit_steps = {0, job.config.training.num_steps - 1}
         self._pending: tuple[int, StepOutput] | None = None
         self.loss = math.nan
 
@@ -261,6 +265,8 @@ class _Reader:
             return None
         uses: list[UnitUse] = jax.device_get(output.unit_use)
         units = [np.asarray(layer, bool) for use in uses for layer in use.used]
+        if self._job.start is not None and step == self._job.start[1]:
+            self._history.units[step] = units
         if step in self._recorded:
             seq_len = self._job.config.training.seq_len
             self._history.steps.append(step)
@@ -270,7 +276,7 @@ class _Reader:
             self._history.training.append(
                 np.asarray([loss, accuracy, self._rates[step], grad_norm], np.float64)
             )
-            if step in (0, self._job.config.training.num_steps - 1):
+            if step in self._unit_steps:
                 self._history.units[step] = units
         return units
 

@@ -1,0 +1,122 @@
+"""DVC and Snakemake agree on what is stale, and results travel."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from relu_sparsity.layout import Layout
+from relu_sparsity.params import load_params
+from relu_sparsity.workflow import all_jobs
+
+
+def git(project, *arguments):
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(
+        command, cwd=project.folder, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def trained_runs(project):
+    """Every run and fingerprint that the store holds."""
+    store = project.folder / "store" / "runs" / "smoke"
+    return {str(path.parent.relative_to(store)) for path in store.glob("*/*/*/finished")}
+
+
+@pytest.fixture(scope="module")
+def versioned(finished, tmp_path_factory):
+    """A finished project in a Git repository, recorded, committed and pushed to a local remote."""
+    folder = tmp_path_factory.mktemp("versioned")
+    project = finished.copy(folder / "project")
+    git(project, "init", "--quiet")
+    project.snakemake()
+    project.run("dvc", "commit", "--force")
+    project.run("dvc", "remote", "add", "--default", "local", str(folder / "remote"))
+    git(project, "add", ".")
+    git(project, "commit", "--quiet", "-m", "first")
+    project.run("dvc", "push")
+    return project
+
+
+def test_after_snakemake_dvc_has_nothing_to_do_and_the_other_way_round(versioned):
+    assert "up to date" in versioned.run("dvc", "status")
+    assert "up to date" in versioned.run("dvc", "repro")
+    assert versioned.planned() == {}
+
+
+def test_an_edit_retrains_that_run_and_a_checkout_brings_the_old_results_back(versioned, tmp_path):
+    project = versioned.copy(tmp_path / "project")
+    results, runs = project.result_bytes(), trained_runs(project)
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    project.run("dvc", "repro")
+    (new,) = trained_runs(project) - runs
+    assert new.startswith("lr_x1of3/seed0/")
+    after = project.result_bytes()
+    changed = {name for name in results if results[name] != after[name]}
+    allowed = r"runs/lr_x1of3/|tables/table5|figures/fig(29|30|31)|claims|report|metrics"
+    assert [name for name in changed if not re.match(allowed, name)] == []
+    assert {"tables/table5.csv", "figures/fig29.svg", "metrics.json"} <= changed
+    assert project.planned() == {}
+    assert "lr_x1of3" in project.run("dvc", "metrics", "diff", "--md")
+
+    git(project, "commit", "--quiet", "--all", "-m", "second")
+    git(project, "checkout", "--quiet", "HEAD~1")
+    project.run("dvc", "checkout")
+    assert project.result_bytes() == results
+    assert project.planned() == {}
+    assert "up to date" in project.run("dvc", "repro")
+
+
+def test_a_clone_pulls_the_results_and_trains_only_what_an_edit_touches(versioned, tmp_path):
+    subprocess.run(["git", "clone", "--quiet", versioned.folder, tmp_path / "clone"], check=True)
+    clone = type(versioned)(tmp_path / "clone")
+    clone.run("dvc", "pull")
+    assert "up to date" in clone.run("dvc", "status")
+    assert clone.planned() == {}
+    clone.edit(lambda document: document["runs"]["depth_10"]["model"].update(num_layers=3))
+    clone.run("dvc", "repro")
+    assert {name.split("/")[0] for name in trained_runs(clone)} == {"depth_10"}
+
+
+def test_a_comment_trains_nothing(versioned, tmp_path):
+    project = versioned.copy(tmp_path / "project")
+    model = project.folder / "src/relu_sparsity/model.py"
+    model.write_text(model.read_text() + "\n# A comment.\n")
+    before, results = trained_runs(project), project.result_bytes()
+    project.run("dvc", "repro")
+    assert trained_runs(project) == before
+    assert project.result_bytes() == results
+
+
+def test_stages_have_the_outputs_of_snakemakes_jobs(versioned, monkeypatch):
+    monkeypatch.chdir(versioned.folder)
+    listed = json.loads(versioned.run("dvc", "ls", ".", "--dvc-only", "--recursive", "--json"))
+    by_dvc = {entry["path"] for entry in listed}
+    params = load_params()
+    by_snakemake = {
+        str(path) for job in all_jobs(params, Layout(params.scale)) for path in job.outputs
+    }
+    assert by_dvc == by_snakemake
+
+
+def test_stages_depend_on_the_modules_of_the_fingerprints(fresh):
+    from relu_sparsity import fingerprint
+
+    stages = yaml.safe_load((fresh.folder / "dvc.yaml").read_text())["stages"]
+    needed = {
+        "text": (*fingerprint.DATA_MODULES, *fingerprint.TOKENIZER_MODULES),
+        "run": (*fingerprint.TRAINING_MODULES, *fingerprint.EXTRACT_MODULES),
+        "branch": (*fingerprint.TRAINING_MODULES, *fingerprint.EXTRACT_MODULES),
+        "tables": fingerprint.PAPER_MODULES["tables"],
+        "figures": fingerprint.PAPER_MODULES["figures"],
+        "claims": fingerprint.PAPER_MODULES["claims"],
+        "report": fingerprint.PAPER_MODULES["report"],
+    }
+    assert set(stages) == set(needed)
+    for stage, modules in needed.items():
+        deps = stages[stage].get("do", stages[stage])["deps"]
+        for module in modules:
+            path = f"src/relu_sparsity/{module}"
+            assert any(path == dep or path.startswith(f"{dep}/") for dep in deps), (stage, module)
