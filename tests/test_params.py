@@ -64,7 +64,7 @@ def test_every_scale_has_every_experiment_parents_first(scale):
         parent = params.runs[run].parent
         if parent is not None:
             assert order.index((parent, seed)) < order.index((run, seed))
-    assert params.branch_steps("baseline") == [params.mask.step]
+    assert params.branch_steps("baseline") == [params.defaults.mask.step]
 
 
 def test_nearer_layers_win(document):

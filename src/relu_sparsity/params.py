@@ -255,16 +255,6 @@ class Params(Section):
     defaults: RunConfig
     runs: dict[str, RunParams]
 
-    @property
-    def metrics(self) -> MetricsParams:
-        """The scale's metric parameters."""
-        return self.defaults.metrics
-
-    @property
-    def mask(self) -> MaskParams:
-        """The scale's mask parameters."""
-        return self.defaults.mask
-
     def jobs(self) -> list[tuple[str, int]]:
         """Every (run, seed) of the scale, parents first."""
         order = sorted(self.runs.values(), key=lambda run: len(self.ancestors(run.name)))

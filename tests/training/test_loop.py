@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from relu_sparsity.data.pipeline import train_batches
 from relu_sparsity.errors import UserError
 from relu_sparsity.interventions import unused_mask
 from relu_sparsity.training import loop
@@ -16,6 +17,19 @@ from relu_sparsity.training.loop import Interrupted, train
 
 def change(config, section, **values):
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+def batches_of(job):
+    """The batches of a job, from a pipeline of their own."""
+    training = job.config.training
+    return train_batches(
+        job.train_documents,
+        job.tokenizer,
+        seq_len=training.seq_len,
+        global_batch_size=training.global_batch_size,
+        num_shards=job.config.data.num_shards,
+        seed=job.seed,
+    )
 
 
 @pytest.fixture
@@ -59,21 +73,11 @@ def test_loss_of_the_first_batch_is_that_of_a_plain_model(make_job, config):
     import jax
     from flax import nnx
 
-    from relu_sparsity.data.pipeline import train_batches
     from relu_sparsity.model import Transformer
 
     job = make_job()
     history = train(job, num_devices=1)
-    rows = next(
-        train_batches(
-            job.train_documents,
-            job.tokenizer,
-            seq_len=16,
-            global_batch_size=8,
-            num_shards=1,
-            seed=0,
-        )
-    )
+    rows = next(batches_of(job))
     model = Transformer(
         config.model,
         vocab_size=job.tokenizer.vocab_size,
@@ -165,6 +169,9 @@ def test_a_masked_run_goes_on_from_its_parents_batch(make_job, tmp_path):
     assert masked.steps == parent.steps
     before = [step for step in parent.steps if step < 7]
     np.testing.assert_array_equal(masked.unit_use[: len(before)], parent.unit_use[: len(before)])
+    assert sorted(masked.units) == [0, 7, 13]
+    for layer, kept in zip(masked.units[7], masks, strict=True):
+        np.testing.assert_array_equal(layer, kept)
     for layer, kept in zip(masked.units[13], masks, strict=True):
         assert not layer[~kept].any()
 
@@ -202,20 +209,12 @@ def test_losses_are_those_of_a_plain_optax_loop(make_job, config):
     import optax
     from flax import nnx
 
-    from relu_sparsity.data.pipeline import train_batches
     from relu_sparsity.model import Transformer
 
     every_step = change(config, "metrics", metrics_every_steps=1)
     job = make_job(config=every_step)
     history = train(job, num_devices=1)
-    batches = train_batches(
-        job.train_documents,
-        job.tokenizer,
-        seq_len=16,
-        global_batch_size=8,
-        num_shards=1,
-        seed=0,
-    )
+    batches = batches_of(job)
     ours = config.optimizer
     schedule = optax.warmup_cosine_decay_schedule(0.0, ours.peak_lr, ours.warmup_steps, 14)
     adamw = optax.adamw(schedule, ours.b1, ours.b2, ours.eps, weight_decay=ours.weight_decay)

@@ -236,6 +236,8 @@ class _Reader:
         self._rates = rates
         self._recorded = recorded
         self._unit_steps = {0, job.config.training.num_steps - 1}
+        if job.start is not None:
+            self._unit_steps.add(job.start[1])
         self._pending: tuple[int, StepOutput] | None = None
         self.loss = math.nan
 
@@ -265,7 +267,7 @@ class _Reader:
             return None
         uses: list[UnitUse] = jax.device_get(output.unit_use)
         units = [np.asarray(layer, bool) for use in uses for layer in use.used]
-        if self._job.start is not None and step == self._job.start[1]:
+        if step in self._unit_steps:
             self._history.units[step] = units
         if step in self._recorded:
             seq_len = self._job.config.training.seq_len
@@ -276,8 +278,6 @@ class _Reader:
             self._history.training.append(
                 np.asarray([loss, accuracy, self._rates[step], grad_norm], np.float64)
             )
-            if step in self._unit_steps:
-                self._history.units[step] = units
         return units
 
 
