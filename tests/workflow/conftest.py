@@ -47,6 +47,13 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         own = {"PYTHONPATH": str(self.folder / "src"), "RELU_SPARSITY_STORE": "store"}
+        # As in a shell where nothing is activated: what DVC calls finds .venv by itself.
+        others = [
+            folder
+            for folder in os.environ["PATH"].split(os.pathsep)
+            if not (Path(folder) / "snakemake").exists()
+        ]
+        own["PATH"] = os.pathsep.join(others)
         inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
         return inherited | own
 
@@ -115,6 +122,7 @@ def fresh(tmp_path_factory):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(sys.prefix, target_is_directory=True)
     project = Project(folder)
     project.edit(lambda document: document["scales"].update(smoke=TINY))
     return project
