@@ -19,6 +19,10 @@ include: "workflow/rules/paper.smk"
 report: str(LAYOUT.results / "claims.rst")
 
 
+onstart:
+    keep_trained_runs(PARAMS, LAYOUT)
+
+
 onsuccess:
     record_in_dvc()
 

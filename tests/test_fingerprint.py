@@ -15,7 +15,7 @@ def fingerprints(change=lambda document: None):
     document = yaml.safe_load(FILE.read_text())
     change(document)
     params = parse_params(document, FILE, "smoke")
-    return {run: fingerprint.run(params, run, seed) for run, seed in params.jobs()}
+    return {run: fingerprint.run(params, run, seed).hash for run, seed in params.jobs()}
 
 
 def changed_runs(change):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from relu_sparsity.errors import UserError
+from relu_sparsity.files import sha256
 from relu_sparsity.layout import RUN_FILES
 from relu_sparsity.provenance import signature
 from relu_sparsity.store import RunStore
@@ -44,10 +45,13 @@ def test_a_second_trainer_is_refused_and_told_by_whom(store):
         pass
 
 
-def write_run(folder, fingerprint="abc"):
+def write_run(folder):
     folder.mkdir(parents=True)
-    for name in RUN_FILES:
-        (folder / name).write_text(json.dumps({"fingerprint": fingerprint}))
+    names = [name for name in RUN_FILES if name != "run.json"]
+    for name in names:
+        (folder / name).write_text(name)
+    digests = {name: sha256(folder / name) for name in names}
+    (folder / "run.json").write_text(json.dumps({"fingerprint": "abc", "sha256": digests}))
 
 
 def test_exports_every_file_and_only_what_is_finished(store, tmp_path):
@@ -58,3 +62,17 @@ def test_exports_every_file_and_only_what_is_finished(store, tmp_path):
     store.export(target)
     assert sorted(path.name for path in target.iterdir()) == sorted(RUN_FILES)
     assert signature(target / "run.json") == "abc"
+
+
+def test_adopts_a_whole_run_and_no_other(store, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    write_run(elsewhere)
+    (elsewhere / "unit_use.csv").write_text("cut")
+    with pytest.raises(UserError, match=r"unit_use.csv: is missing, or not the file"):
+        store.adopt(elsewhere)
+    assert not store.is_finished()
+    (elsewhere / "unit_use.csv").write_text("unit_use.csv")
+    store.adopt(elsewhere)
+    assert store.is_finished()
+    store.adopt(elsewhere)  # It has the run: nothing to do.
+    assert [path.name for path in store.folder.iterdir()] == ["finished"]

@@ -17,6 +17,8 @@ from relu_sparsity.params import Params, load_params
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from relu_sparsity.fingerprint import Fingerprint
+
 log = logging.getLogger(__name__)
 app = typer.Typer(
     help="Reproduces 'Uncovering Layer-Dependent Activation Sparsity Patterns in ReLU "
@@ -62,6 +64,22 @@ def show_params(
     import yaml
 
     print(yaml.safe_dump({"scale": params.scale, "runs": resolved}, sort_keys=False), end="")
+
+
+@app.command()
+def plan(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what would run, why, and what it would cost. Nothing is deleted or started."""
+    from relu_sparsity.plan import make_plan
+
+    planned = make_plan(*_load(params_file, scale))
+    if as_json:
+        print(json.dumps(planned.as_json(), indent=1))
+        return
+    print(*planned.lines(), sep="\n")
 
 
 @app.command()
@@ -142,6 +160,20 @@ def extract(
     jobs.require_current(params, layout, [run])
     written = write_metrics(layout.run(run, seed), window)
     _sign([written], fingerprint.metrics(params, run, seed))
+
+
+@app.command()
+def adopt(
+    folder: Annotated[
+        Path, typer.Argument(help="Result files of one run and seed: .../runs/<run>/seed<k>")
+    ],
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+) -> None:
+    """Take over a run that was trained elsewhere, if it is the one that params.yaml describes."""
+    from relu_sparsity import jobs
+
+    jobs.adopt_run(*_load(params_file, scale), folder)
 
 
 @app.command()
@@ -235,7 +267,7 @@ def report(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> Non
     _sign([write_report(layout.report, params.scale)], fingerprint.report(params))
 
 
-def _sign(paths: "Iterable[Path]", fingerprint: str) -> None:
+def _sign(paths: "Iterable[Path]", fingerprint: "Fingerprint") -> None:
     """Writes what they were made from into the results that have room for it."""
     from relu_sparsity.provenance import can_sign, sign
 

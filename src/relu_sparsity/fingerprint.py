@@ -1,15 +1,16 @@
-"""What a result depends on, as a hash, which tells both workflow tools what is stale.
+"""What a result depends on, and a hash of it, which tells both workflow tools what is stale.
 
-A training run's fingerprint covers its resolved parameters, the identity of its data, its
-parent's fingerprint, and the syntax trees of the modules that training uses. Formatting, comments
-and docstrings change nothing; a changed meaning does.
+A training run depends on its resolved parameters, the identity of its data among them, on its
+parent, and on the syntax trees of the modules that training uses. Formatting, comments and
+docstrings change nothing; a changed meaning does.
 """
 
 import ast
 import functools
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ PAPER_MODULES = {
 }
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a result depends on.
+
+    Attributes:
+      parameters: The parameters that decide it, by section of params.yaml.
+      code: For each of this package's files that make it, a hash of the file's meaning.
+      made_from: The hashes of the results that it is made from, by job.
+    """
+
+    parameters: Mapping[str, Any]
+    code: Mapping[str, str]
+    made_from: Mapping[str, str]
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """The same for equal fingerprints only."""
+        return digest(self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """As values that JSON knows."""
+        return {
+            "parameters": dict(self.parameters),
+            "code": dict(self.code),
+            "made_from": dict(self.made_from),
+        }
+
+
 def digest(value: Any) -> str:
     """A short hash of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -79,114 +108,109 @@ def syntax(source: str) -> Any:
 
 
 @functools.cache
-def code(modules: tuple[str, ...]) -> str:
-    """A hash of the meaning of some of this package's files.
+def _meaning(module: str) -> str:
+    text = (PACKAGE / module).read_text(encoding="utf-8")
+    try:
+        return digest(syntax(text) if module.endswith(".py") else text)
+    except SyntaxError as error:
+        raise UserError(f"{module}, line {error.lineno}: not Python: {error.msg}") from None
+
+
+def code(*modules: str) -> dict[str, str]:
+    """A hash of the meaning of each of some of this package's files.
 
     Raises:
       UserError: A file is not Python.
     """
-    meanings = {}
-    for name in modules:
-        text = (PACKAGE / name).read_text(encoding="utf-8")
-        try:
-            meanings[name] = syntax(text) if name.endswith(".py") else text
-        except SyntaxError as error:
-            raise UserError(f"{name}, line {error.lineno}: not Python: {error.msg}") from None
-    return digest(meanings)
-
-
-def data(params: DataParams) -> str:
-    """The fingerprint of a data set, without building it."""
-    return _data(params)
+    return {module: _meaning(module) for module in modules}
 
 
 @functools.cache
-def _data(params: DataParams) -> str:
+def _data(params: DataParams) -> dict[str, Any]:
     identity = dict(sources.identity(params))
     # Where C4 lies says nothing about what it is.
     identity.pop("data_dir", None)
-    return digest(
-        {
-            "identity": identity,
-            "heldout_fraction": params.heldout_fraction,
-            "code": code(DATA_MODULES),
-        }
-    )
+    return identity | {"heldout_fraction": params.heldout_fraction}
 
 
-@functools.cache
-def tokenizer(params: TokenizerParams, data_params: DataParams) -> str:
-    """The fingerprint of a tokenizer: of what it is trained from, or of the given file."""
+def _tokenizer(params: TokenizerParams) -> dict[str, Any]:
     if params.model is None:
-        return digest(
-            {
-                "vocab_size": params.vocab_size,
-                "train_documents": params.train_documents,
-                "data": data(data_params),
-                "code": code(TOKENIZER_MODULES),
-            }
-        )
+        return {"vocab_size": params.vocab_size, "train_documents": params.train_documents}
     path = Path(params.model)
     if "://" not in params.model and not path.is_file():
         raise UserError(
             f"tokenizer.model: {params.model}: no such file; allowed: a SentencePiece model, or "
             "null to train one"
         )
-    content = params.model if "://" in params.model else path.read_bytes().hex()
-    return digest({"model": hashlib.sha256(content.encode()).hexdigest()})
+    content = params.model.encode() if "://" in params.model else path.read_bytes()
+    return {"model": hashlib.sha256(content).hexdigest()}
 
 
-def text(params: Params) -> str:
-    """The fingerprint of a scale's text and tokenizer together."""
+def text(params: Params) -> Fingerprint:
+    """What a scale's text and tokenizer depend on, without building them."""
     config = params.defaults
-    return digest([data(config.data), tokenizer(config.tokenizer, config.data)])
-
-
-def run(params: Params, name: str, seed: int) -> str:
-    """The fingerprint of one training run."""
-    chosen = params.run(name, seed)
-    config = chosen.config.fingerprinted(chosen.intervention)
-    num_shards = config.pop("data")["num_shards"]
-    del config["tokenizer"]
-    return digest(
-        {
-            "config": config,
-            "seed": seed,
-            "intervention": chosen.intervention,
-            "num_shards": num_shards,
-            "data": data(chosen.config.data),
-            "tokenizer": tokenizer(chosen.config.tokenizer, chosen.config.data),
-            "parent": None if chosen.parent is None else run(params, chosen.parent, seed),
-            "code": code(TRAINING_MODULES),
-        }
+    return Fingerprint(
+        {"data": _data(config.data), "tokenizer": _tokenizer(config.tokenizer)},
+        code(*DATA_MODULES, *TOKENIZER_MODULES),
+        {},
     )
 
 
-def metrics(params: Params, name: str, seed: int) -> str:
-    """The fingerprint of a run's extracted metrics."""
+def run(params: Params, name: str, seed: int) -> Fingerprint:
+    """What one training run depends on."""
+    chosen = params.run(name, seed)
+    config = chosen.config.fingerprinted(chosen.intervention)
+    config["data"] = _data(chosen.config.data) | {"num_shards": chosen.config.data.num_shards}
+    config["tokenizer"] = _tokenizer(chosen.config.tokenizer)
+    parents = {}
+    if chosen.parent is not None:
+        parents[_job(chosen.parent, seed)] = run(params, chosen.parent, seed).hash
+    return Fingerprint(
+        {**config, "seed": seed, "intervention": chosen.intervention},
+        code(*sorted({*DATA_MODULES, *TOKENIZER_MODULES, *TRAINING_MODULES})),
+        parents,
+    )
+
+
+def metrics(params: Params, name: str, seed: int) -> Fingerprint:
+    """What a run's extracted metrics depend on."""
     window = params.runs[name].config.metrics.convergence_window
-    return digest([code(EXTRACT_MODULES), window, run(params, name, seed)])
+    return Fingerprint(
+        {"metrics": {"convergence_window": window}},
+        code(*EXTRACT_MODULES),
+        {_job(name, seed): run(params, name, seed).hash},
+    )
 
 
-def paper(params: Params, name: str, runs: Collection[str]) -> str:
-    """The fingerprint of a table, a figure or the claims: `name` of `PAPER_MODULES`.
+def paper(params: Params, name: str, runs: Collection[str]) -> Fingerprint:
+    """What a table, a figure or the claims depend on: `name` of `PAPER_MODULES`.
 
     Args:
       params: The scale.
       name: A key of `PAPER_MODULES`.
       runs: The runs that are shown.
     """
-    shown = [metrics(params, *job) for job in params.jobs() if job[0] in runs]
-    marked = {
-        run: [params.runs[run].config.metrics.early_steps, params.branch_steps(run)]
-        for run in runs
-        if run in params.runs
+    shown = {_job(*job): metrics(params, *job).hash for job in params.jobs() if job[0] in runs}
+    parameters: dict[str, Any] = {}
+    if name == "figures":
+        parameters["early_steps"] = {
+            run: params.runs[run].config.metrics.early_steps for run in runs if run in params.runs
+        }
+        parameters["mask_steps"] = {
+            run: params.branch_steps(run) for run in runs if run in params.runs
+        }
+    if name == "claims":
+        parameters["claims"] = params.claims.model_dump(mode="json")
+    return Fingerprint(parameters, code(*PAPER_MODULES[name]), shown)
+
+
+def report(params: Params) -> Fingerprint:
+    """What the report depends on, which shows all tables, claims and figures."""
+    shown = {
+        name: paper(params, name, params.runs).hash for name in ("tables", "figures", "claims")
     }
-    analysis = {"figures": marked, "claims": params.claims.model_dump(mode="json")}
-    return digest([code(PAPER_MODULES[name]), analysis.get(name), shown])
+    return Fingerprint({}, code(*PAPER_MODULES["report"]), shown)
 
 
-def report(params: Params) -> str:
-    """The fingerprint of the report, which shows all tables, claims and figures."""
-    shown = [paper(params, name, params.runs) for name in ("tables", "figures", "claims")]
-    return digest([code(PAPER_MODULES["report"]), shown])
+def _job(run: str, seed: int) -> str:
+    return f"{run} seed {seed}"

@@ -4,7 +4,6 @@ Every job checks what it reads against the parameters' fingerprints, so calling 
 wrong order ends with an error and never with a wrong result.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -19,10 +18,10 @@ from etils import epath
 from relu_sparsity import fingerprint, interventions
 from relu_sparsity.data import sources
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import atomic_write, write_json
+from relu_sparsity.files import atomic_write, sha256, write_json
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import MASKS, DataParams, Params, RunParams
-from relu_sparsity.provenance import signature
+from relu_sparsity.provenance import as_keys, differences, made_from, signature
 from relu_sparsity.store import RunStore
 
 if TYPE_CHECKING:
@@ -33,16 +32,19 @@ log = logging.getLogger(__name__)
 
 def prepare_text(data: DataParams) -> Path:
     """Builds the data set in the store, unless this very code has built it there already."""
-    code = fingerprint.code(fingerprint.DATA_MODULES)
-    return sources.prepare(data, store_root() / "data", code)
+    code = fingerprint.code(*fingerprint.DATA_MODULES)
+    return sources.prepare(data, store_root() / "data", fingerprint.digest(code))
 
 
 def text_is_current(params: Params, layout: Layout) -> bool:
     """Whether manifest and tokenizer are there, belong together, and fit the parameters."""
-    if signature(layout.manifest) != fingerprint.text(params) or not layout.tokenizer.is_file():
+    if (
+        signature(layout.manifest) != fingerprint.text(params).hash
+        or not layout.tokenizer.is_file()
+    ):
         return False
     described = json.loads(layout.manifest.read_text())["tokenizer"]["sha256"]
-    return hashlib.sha256(layout.tokenizer.read_bytes()).hexdigest() == described
+    return sha256(layout.tokenizer) == described
 
 
 def require_current(params: Params, layout: Layout, runs: Collection[str]) -> None:
@@ -58,17 +60,41 @@ def require_current(params: Params, layout: Layout, runs: Collection[str]) -> No
         if run not in runs:
             continue
         path = layout.run(run, seed) / "run.json"
-        made_for = signature(path)
-        found += made_for is not None
-        if made_for not in (None, fingerprint.run(params, run, seed)):
-            raise UserError(
-                f"{path}: was made for other parameters; run "
-                f"'relu-sparsity train --run {run} --seed {seed}' first"
-            )
+        if signature(path) is not None:
+            found += 1
+            _require_made_for(path, params, run, seed, "train")
     if not found:
         raise UserError(
             f"{layout.results / 'runs'}: has no results of {', '.join(runs)}; train them first"
         )
+
+
+def adopt_run(params: Params, layout: Layout, folder: Path) -> None:
+    """Takes over a run that was trained elsewhere, as if it had been trained here.
+
+    Args:
+      params: The scale.
+      layout: Where its results go.
+      folder: The result files of one run and seed, as `train` writes them.
+
+    Raises:
+      UserError: It is no finished run, a file of it is missing or changed, or it was trained from
+        something else than the parameters say. The message names what differs.
+    """
+    path = folder / "run.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        scale, run, seed = (described[key] for key in ("scale", "run", "seed"))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is not there, or not what 'relu-sparsity train' wrote") from None
+    if scale != params.scale:
+        raise UserError(f"{path}: is of scale {scale}; allowed: {params.scale} (or say --scale)")
+    params.run(run, seed)
+    _require_made_for(path, params, run, seed, "train")
+    store = run_store(params, run, seed)
+    store.adopt(folder)
+    store.export(layout.run(run, seed))
+    log.info("%s: taken over from %s", store.name, folder)
 
 
 def prepare_tokenizer(params: Params, layout: Layout) -> None:
@@ -101,12 +127,12 @@ def write_manifest(params: Params, layout: Layout) -> None:
     data = params.defaults.data
     folder = prepare_text(data)
     manifest = sources.manifest(data, folder, layout.tokenizer)
-    write_json(layout.manifest, {"fingerprint": fingerprint.text(params), **manifest})
+    write_json(layout.manifest, manifest | as_keys(fingerprint.text(params)))
 
 
 def run_store(params: Params, run: str, seed: int) -> RunStore:
     """The store's folder for a run as the parameters describe it now."""
-    return RunStore(store_root(), params.scale, run, seed, fingerprint.run(params, run, seed))
+    return RunStore(store_root(), params.scale, run, seed, fingerprint.run(params, run, seed).hash)
 
 
 def train_run(params: Params, layout: Layout, run: str, seed: int) -> None:
@@ -119,6 +145,7 @@ def train_run(params: Params, layout: Layout, run: str, seed: int) -> None:
     """
     chosen = params.run(run, seed)
     store = run_store(params, run, seed)
+    keep_results(params, layout, run, seed)
     if store.is_finished():
         log.info("%s is in the store: exports it", store.name)
     else:
@@ -126,8 +153,25 @@ def train_run(params: Params, layout: Layout, run: str, seed: int) -> None:
             if not store.is_finished():
                 _train(params, layout, chosen, seed, store)
     store.export(layout.run(run, seed))
-    with atomic_write(layout.throughput(run, seed)) as temporary:
-        shutil.copyfile(store.throughput, temporary)
+    if store.throughput.is_file():
+        with atomic_write(layout.throughput(run, seed)) as temporary:
+            shutil.copyfile(store.throughput, temporary)
+
+
+def keep_results(params: Params, layout: Layout, run: str, seed: int) -> None:
+    """Puts a run's results, whatever they were trained from, into the store if it lacks them.
+
+    They may have been pulled or copied from elsewhere. Kept, they are never trained again, and
+    nothing is lost when the results of other parameters take their place.
+    """
+    folder = layout.run(run, seed)
+    made_for = signature(folder / "run.json")
+    if made_for is None:
+        return
+    try:
+        RunStore(store_root(), params.scale, run, seed, made_for).adopt(folder)
+    except UserError as error:
+        log.warning("not kept: %s", error)
 
 
 def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
@@ -146,7 +190,7 @@ def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
         else interventions.random_mask(used, seed=mask.seed, run_seed=seed, over=mask.random_over)
     )
     arrays: dict[str, Any] = {f"layer{index}": layer for index, layer in enumerate(kept)}
-    made_for = np.str_(fingerprint.run(params, run, seed))
+    made_for = np.str_(fingerprint.run(params, run, seed).hash)
     with atomic_write(layout.mask(run, seed)) as temporary:
         np.savez_compressed(temporary, fingerprint=made_for, **arrays)
     total = sum(layer.size for layer in kept)
@@ -166,8 +210,8 @@ def write_widths(params: Params, layout: Layout, run: str, seed: int) -> None:
     last = params.run(chosen.parent).config.training.num_steps - 1
     used = read_units(folder / "units.npz", last)
     widths = interventions.used_widths(used, multiple_of=chosen.config.round2.width_multiple_of)
-    made_for = fingerprint.run(params, run, seed)
-    write_json(layout.widths(run, seed), {"fingerprint": made_for, "mlp_dims": widths})
+    made_for = as_keys(fingerprint.run(params, run, seed))
+    write_json(layout.widths(run, seed), {"mlp_dims": widths, **made_for})
     log.info("%s has the widths %s", run, _list(widths))
 
 
@@ -179,7 +223,8 @@ def _train(params: Params, layout: Layout, run: RunParams, seed: int, store: Run
     partial = store.folder / "finished.partial"
     shutil.rmtree(partial, ignore_errors=True)
     history.write(partial)
-    write_json(partial / "run.json", _describe(params, run, seed, job))
+    digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+    write_json(partial / "run.json", _describe(params, run, seed, job) | {"sha256": digests})
     partial.rename(store.finished)
 
 
@@ -189,7 +234,7 @@ def _training_job(
     from relu_sparsity.data.tokenizer import load_tokenizer
     from relu_sparsity.training.loop import TrainingJob
 
-    if signature(layout.manifest) != fingerprint.text(params):
+    if signature(layout.manifest) != fingerprint.text(params).hash:
         raise UserError(
             f"{layout.manifest}: is missing or was made for other parameters; run "
             "'relu-sparsity tokenizer' and 'relu-sparsity data' first"
@@ -260,11 +305,15 @@ def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: in
 
 
 def _require_made_for(path: Path, params: Params, run: str, seed: int, command: str) -> None:
-    if signature(path) != fingerprint.run(params, run, seed):
-        raise UserError(
-            f"{path}: is missing or was made for other parameters; run "
-            f"'relu-sparsity {command} --run {run} --seed {seed}' first"
-        )
+    wanted = fingerprint.run(params, run, seed)
+    if signature(path) == wanted.hash:
+        return
+    before = made_from(path)
+    differ = "".join(f"\n  {line}" for line in differences(before, wanted)) if before else ""
+    raise UserError(
+        f"{path}: {'was made from something else' if path.is_file() else 'is missing'}; run "
+        f"'relu-sparsity {command} --run {run} --seed {seed}' first{differ}"
+    )
 
 
 def _describe(params: Params, run: RunParams, seed: int, job: "TrainingJob") -> dict[str, Any]:
@@ -280,13 +329,14 @@ def _describe(params: Params, run: RunParams, seed: int, job: "TrainingJob") -> 
         "scale": params.scale,
         "run": run.name,
         "seed": seed,
-        "fingerprint": fingerprint.run(params, run.name, seed),
+        **as_keys(fingerprint.run(params, run.name, seed)),
         "intervention": run.intervention,
         "parent": parent,
         "config": config,
         "environment": {
             "jax": jax.__version__,
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "device_kind": jax.devices()[0].device_kind,
+            "num_devices": jax.device_count(),
         },
     }
 

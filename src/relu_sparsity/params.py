@@ -171,10 +171,16 @@ class ClaimsParams(Section):
 
 
 class ResourcesParams(Section):
-    """What one training job takes of the machine."""
+    """What one training job takes of the machine.
+
+    `num_devices` and `flops_per_device`, the FLOP/s that a device sustains in training, are for
+    estimates only, and only until a run of the scale has been timed.
+    """
 
     threads: PositiveInt = 1
     mem_mb: PositiveInt = 2000
+    num_devices: PositiveInt = 1
+    flops_per_device: PositiveFloat = 4e10
 
 
 class RunConfig(Section):

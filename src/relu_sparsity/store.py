@@ -6,15 +6,17 @@ that is there is never trained again, whatever happened to the result files.
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import atomic_write
+from relu_sparsity.files import atomic_write, sha256
 from relu_sparsity.layout import RUN_FILES
 
 
@@ -51,6 +53,36 @@ class RunStore:
     def has_branch(self, step: int) -> bool:
         """Whether another run can branch off at `step`."""
         return (self.branch(step) / "units.npz").is_file()
+
+    def last_checkpoint(self) -> int | None:
+        """The step of the newest checkpoint of a training under way; None where there is none."""
+        steps = [int(path.name) for path in self.checkpoints.glob("*") if path.name.isdecimal()]
+        return max(steps, default=None)
+
+    def adopt(self, folder: Path) -> None:
+        """Takes over the result files of a finished run: of another machine, of other parameters.
+
+        Does nothing where the store has the run already.
+
+        Raises:
+          UserError: A file is missing or is not the one that the run wrote.
+        """
+        if self.is_finished():
+            return
+        described = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        for name in RUN_FILES:
+            path, told = folder / name, described.get("sha256", {}).get(name)
+            if name != "run.json" and (not path.is_file() or sha256(path) != told):
+                raise UserError(f"{path}: is missing, or not the file that run.json tells of")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="adopted.", dir=self.folder))
+        for name in RUN_FILES:
+            shutil.copyfile(folder / name, partial / name)
+        try:
+            partial.rename(self.finished)
+        except OSError:
+            # Another process was faster.
+            shutil.rmtree(partial)
 
     def export(self, target: Path) -> None:
         """Copies the finished result files to `target`, `run.json` last."""

@@ -4,21 +4,21 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from relu_sparsity import fingerprint, jobs
 from relu_sparsity.files import write_text
+from relu_sparsity.fingerprint import Fingerprint
 from relu_sparsity.layout import RUN_FILES, Layout
-from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS, TABLES
+from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS
 from relu_sparsity.params import MASKS, Params
-from relu_sparsity.provenance import can_sign, signature
+from relu_sparsity.provenance import can_sign, differences, made_from, signature
 
 # Long ago: before any real result, after what archive formats can hold.
 _SETTLED = 1_000_000_000
-_PAPER_LEVEL = 1000
 
 
 @dataclass(frozen=True)
@@ -26,53 +26,66 @@ class Job:
     """One job of the workflow.
 
     Attributes:
-      name: Its stamp's name.
+      name: Its stamp's name: the rule, and what of.
       fingerprint: What its results depend on.
       outputs: Its result files; those that can carry a fingerprint do.
-      level: Its place in the workflow: higher than that of every job before it.
+      after: The jobs whose results it reads.
     """
 
     name: str
-    fingerprint: str
+    fingerprint: Fingerprint
     outputs: tuple[Path, ...]
-    level: int
+    after: tuple[str, ...] = ()
 
     def is_current(self) -> bool:
         """Whether all results are there and were made from what they depend on now."""
-        return all(path.is_file() for path in self.outputs) and all(
-            signature(path) == self.fingerprint for path in self.outputs if can_sign(path)
-        )
+        return all(path.is_file() for path in self.outputs) and not self.outdated()
+
+    def outdated(self) -> list[Path]:
+        """Results that are there, and were made from something else or do not tell."""
+        return [
+            path
+            for path in self.outputs
+            if can_sign(path) and path.is_file() and signature(path) != self.fingerprint.hash
+        ]
 
 
 def all_jobs(params: Params, layout: Layout) -> Iterator[Job]:
     """Every job of a scale, each after the jobs that it depends on."""
-    text = (layout.tokenizer, layout.manifest)
-    yield Job("text", fingerprint.text(params), text, 1)
+    yield Job("text", fingerprint.text(params), (layout.tokenizer, layout.manifest))
     for run, seed in params.jobs():
         trained = fingerprint.run(params, run, seed)
-        level = 10 * (1 + len(params.ancestors(run)))
         folder = layout.run(run, seed)
-        intervention = params.runs[run].intervention
-        if intervention in MASKS:
-            mask = (layout.mask(run, seed),)
-            yield Job(f"intervention/{run}/seed{seed}", trained, mask, level)
-        elif intervention == "used_widths":
-            widths = (layout.widths(run, seed),)
-            yield Job(f"intervention/{run}/seed{seed}", trained, widths, level)
+        chosen = params.runs[run]
+        before = ["text"]
+        if chosen.intervention is not None:
+            before.append(f"intervention/{run}/seed{seed}")
+            masked = chosen.intervention in MASKS
+            made = layout.mask(run, seed) if masked else layout.widths(run, seed)
+            yield Job(before[-1], trained, (made,), (f"train/{chosen.parent}/seed{seed}",))
         files = tuple(folder / name for name in RUN_FILES)
-        yield Job(f"train/{run}/seed{seed}", trained, files, level + 1)
+        train = Job(f"train/{run}/seed{seed}", trained, files, tuple(before))
+        yield train
         metrics = fingerprint.metrics(params, run, seed)
-        yield Job(f"extract/{run}/seed{seed}", metrics, (folder / "metrics.json",), level + 2)
-    for table in TABLES:
-        filled = fingerprint.paper(params, "tables", TABLE_RUNS[table])
-        yield Job(f"table/{table}", filled, tuple(layout.table(table)), _PAPER_LEVEL)
+        extracted = (folder / "metrics.json",)
+        yield Job(f"extract/{run}/seed{seed}", metrics, extracted, (train.name,))
+    for table, runs in TABLE_RUNS.items():
+        filled = fingerprint.paper(params, "tables", runs)
+        files = tuple(layout.table(table))
+        yield Job(f"table/{table}", filled, files, _extracted(params, runs))
     for figure, row in FIGURES.items():
         drawn = fingerprint.paper(params, "figures", row.runs)
-        yield Job(f"figure/{figure}", drawn, (layout.figure(figure),), _PAPER_LEVEL)
+        files = (layout.figure(figure),)
+        yield Job(f"figure/{figure}", drawn, files, _extracted(params, row.runs))
     decided = fingerprint.paper(params, "claims", params.runs)
-    yield Job("claims", decided, tuple(layout.claims), _PAPER_LEVEL)
-    yield Job("summary", decided, (layout.summary,), _PAPER_LEVEL + 1)
-    yield Job("report", fingerprint.report(params), (layout.report,), _PAPER_LEVEL + 1)
+    yield Job("claims", decided, tuple(layout.claims), _extracted(params, params.runs))
+    yield Job("summary", decided, (layout.summary,), ("claims",))
+    shown = [f"table/{table}" for table in TABLE_RUNS] + [f"figure/{figure}" for figure in FIGURES]
+    yield Job("report", fingerprint.report(params), (layout.report,), ("claims", *shown))
+
+
+def _extracted(params: Params, runs: Collection[str]) -> tuple[str, ...]:
+    return tuple(f"extract/{run}/seed{seed}" for run, seed in params.jobs() if run in runs)
 
 
 def write_stamps(params: Params, layout: Layout) -> None:
@@ -83,20 +96,42 @@ def write_stamps(params: Params, layout: Layout) -> None:
     results get settled times, long ago and in the order of the workflow; where they do not, the
     stamp is newer than everything.
     """
+    settled: dict[str, int] = {}
     for job in all_jobs(params, layout):
+        settled[job.name] = 1 + max((settled[name] for name in job.after), default=_SETTLED)
         stamp = layout.stamp(job.name)
-        if not stamp.is_file() or stamp.read_text().strip() != job.fingerprint:
-            write_text(stamp, job.fingerprint + "\n")
-        current = job.is_current()
-        if job.name == "text":
-            # Nothing in the tokenizer's file says what it was made from.
-            current = jobs.text_is_current(params, layout)
-        if not current:
+        if not stamp.is_file() or stamp.read_text().strip() != job.fingerprint.hash:
+            write_text(stamp, job.fingerprint.hash + "\n")
+        if not is_current(job, params, layout):
             os.utime(stamp)
             continue
         os.utime(stamp, (_SETTLED, _SETTLED))
         for path in job.outputs:
-            os.utime(path, (_SETTLED + job.level,) * 2)
+            os.utime(path, (settled[job.name],) * 2)
+
+
+def is_current(job: Job, params: Params, layout: Layout) -> bool:
+    """Whether a job's results are those of the parameters."""
+    # Nothing in the tokenizer's file says what it was made from.
+    return job.is_current() and (job.name != "text" or jobs.text_is_current(params, layout))
+
+
+def keep_trained_runs(params: Params, layout: Layout) -> None:
+    """Keeps all trained runs among the results in the store, before Snakemake removes stale ones.
+
+    Tells on standard error which of them are not those of the parameters, and why.
+    """
+    for run, seed in params.jobs():
+        jobs.keep_results(params, layout, run, seed)
+    for job in all_jobs(params, layout):
+        for path in job.outdated() if job.name.startswith("train/") else ():
+            print(f"{path.parent}: {'; '.join(why_outdated(path, job))}", file=sys.stderr)
+
+
+def why_outdated(path: Path, job: Job) -> list[str]:
+    """What has changed since a result of a job was made, in words."""
+    before = made_from(path)
+    return differences(before, job.fingerprint) if before else ["does not tell what made it"]
 
 
 def record_in_dvc() -> None:

@@ -7,6 +7,7 @@ from relu_sparsity.params import MASKS, load_params
 from relu_sparsity.workflow import (
     call_this_environment,
     hold_workflow_lock,
+    keep_trained_runs,
     record_in_dvc,
     write_stamps,
 )

@@ -1,0 +1,252 @@
+"""What the workflow would run, why, and what it would cost. Nothing is deleted or started."""
+
+import csv
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from relu_sparsity import fingerprint
+from relu_sparsity.flops import forward_flops_per_token, training_flops
+from relu_sparsity.jobs import run_store
+from relu_sparsity.layout import Layout, store_root
+from relu_sparsity.params import MASKS, Params, RunConfig, RunParams
+from relu_sparsity.provenance import signature
+from relu_sparsity.workflow import Job, all_jobs, is_current, why_outdated
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training takes.
+
+    Attributes:
+      steps: Updates.
+      tokens: Tokens trained on.
+      flops: Model FLOPs, those of the evaluations among them.
+      device_hours: The estimated hours, summed over the devices.
+    """
+
+    steps: int
+    tokens: int
+    flops: float
+    device_hours: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps:,} steps, {self.tokens:.2g} tokens, {self.flops:.2g} FLOPs, about "
+            f"{self.device_hours:.2g} device-hours"
+        )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast training is.
+
+    Attributes:
+      flops_per_device: Model FLOP/s of a device.
+      measured_runs: How many runs of the scale it was measured on; 0 where it is params.yaml's.
+    """
+
+    flops_per_device: float
+    measured_runs: int
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job that would run.
+
+    Attributes:
+      name: The rule, and what of: `train/baseline/seed0`.
+      action: What it does.
+      reasons: Why, one line each.
+      cost: What its training takes; None where it trains nothing.
+    """
+
+    name: str
+    action: str
+    reasons: list[str] = field(default_factory=list)
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that would run at a scale, in order."""
+
+    scale: str
+    num_devices: int
+    speed: Speed
+    jobs: list[PlannedJob]
+
+    def total(self) -> Cost:
+        """The cost of all jobs."""
+        costs = [job.cost for job in self.jobs if job.cost is not None]
+        return Cost(
+            sum(cost.steps for cost in costs),
+            sum(cost.tokens for cost in costs),
+            sum(cost.flops for cost in costs),
+            sum(cost.device_hours for cost in costs),
+        )
+
+    def lines(self) -> Iterator[str]:
+        """The plan in words: first what is trained, then all else by its reasons."""
+        if not self.jobs:
+            yield f"Scale {self.scale}: everything is there, nothing would run."
+            return
+        yield f"Scale {self.scale}: {len(self.jobs)} jobs would run."
+        by_reasons: dict[tuple[str, ...], list[PlannedJob]] = {}
+        for job in self.jobs:
+            if job.action == "make":
+                by_reasons.setdefault(tuple(job.reasons), []).append(job)
+                continue
+            yield ""
+            yield f"{job.name}: {job.action}" + (f", {job.cost}" if job.cost else "")
+            yield from (f"  why: {reason}" for reason in job.reasons)
+        for reasons, jobs in by_reasons.items():
+            yield ""
+            yield _counted(jobs)
+            yield from (f"  why: {reason}" for reason in reasons)
+        speed = self.speed
+        runs = speed.measured_runs
+        basis = f"measured on {runs} runs in the store" if runs else "params.yaml's, not measured"
+        yield ""
+        yield f"In all {self.total()}"
+        yield (
+            f"at {speed.flops_per_device:.2g} FLOP/s per device ({basis}), {self.num_devices} "
+            "device(s) per run."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """As values that JSON knows."""
+        return asdict(self) | {"total": asdict(self.total())}
+
+
+def make_plan(params: Params, layout: Layout) -> Plan:
+    """Finds out what would run, from what is there.
+
+    Args:
+      params: The scale.
+      layout: Where its results are.
+
+    Raises:
+      UserError: A file that the parameters name is missing.
+    """
+    speed = measured_speed(params)
+    planned: dict[str, PlannedJob] = {}
+    for job in all_jobs(params, layout):
+        reasons = _reasons(job, planned, params, layout)
+        if reasons:
+            action, cost = _work(job, planned, params, layout, speed)
+            planned[job.name] = PlannedJob(job.name, action, reasons, cost)
+    return Plan(params.scale, params.resources.num_devices, speed, list(planned.values()))
+
+
+def measured_speed(params: Params) -> Speed:
+    """The median speed of the scale's runs in the store, or that of params.yaml."""
+    speeds = []
+    for path in (store_root() / "runs" / params.scale).glob("*/*/*/finished/run.json"):
+        throughput = path.parents[1] / "throughput.csv"
+        if not throughput.is_file():
+            continue
+        described = json.loads(path.read_text(encoding="utf-8"))
+        config = described["config"]
+        with throughput.open(newline="") as file:
+            tokens = statistics.median(
+                float(row["tokens_per_second"]) for row in csv.DictReader(file)
+            )
+        per_token = forward_flops_per_token(
+            emb_dim=config["model"]["emb_dim"],
+            mlp_dims=config["model"]["mlp_dims"],
+            seq_len=config["training"]["seq_len"],
+            vocab_size=config["tokenizer"]["vocab_size"],
+        )
+        speeds.append(3 * tokens * per_token / described["environment"]["num_devices"])
+    if speeds:
+        return Speed(statistics.median(speeds), len(speeds))
+    return Speed(params.resources.flops_per_device, 0)
+
+
+def _counted(jobs: Sequence[PlannedJob]) -> str:
+    """Names a few jobs of a rule, and counts many."""
+    rules: dict[str, list[str]] = {}
+    for job in jobs:
+        rules.setdefault(job.name.partition("/")[0], []).append(job.name)
+    parts = [
+        ", ".join(names) if len(names) < 4 else f"{rule} ({len(names)})"
+        for rule, names in rules.items()
+    ]
+    return ", ".join(parts)
+
+
+def _reasons(job: Job, planned: dict[str, PlannedJob], params: Params, layout: Layout) -> list[str]:
+    first = [name for name in job.after if name in planned]
+    if is_current(job, params, layout):
+        return [f"after {', '.join(first)}"] if first else []
+    missing = [path for path in job.outputs if not path.is_file()]
+    outdated = job.outdated()
+    if outdated:
+        return why_outdated(outdated[0], job)
+    if len(missing) == len(job.outputs):
+        return ["has no results yet"]
+    if missing:
+        return [f"{', '.join(map(str, missing))}: is missing"]
+    return [f"{layout.tokenizer}: is not the one in {layout.manifest}"]
+
+
+def _work(
+    job: Job, planned: dict[str, PlannedJob], params: Params, layout: Layout, speed: Speed
+) -> tuple[str, Cost | None]:
+    rule, *rest = job.name.split("/")
+    if rule not in ("intervention", "train"):
+        return "make", None
+    run, seed = params.runs[rest[0]], int(rest[1].removeprefix("seed"))
+    if rule == "intervention":
+        return _intervention_work(run, seed, planned, params, speed)
+    store = run_store(params, run.name, seed)
+    if store.is_finished() or job.is_current():
+        return "export from the store", None
+    first_step = store.last_checkpoint()
+    action = f"resume at step {first_step}" if first_step else "train"
+    if not first_step:
+        first_step = run.config.mask.step if run.intervention in MASKS else 0
+    widths = _widths(run.config)
+    if run.intervention == "used_widths":
+        widths = _round2_widths(params, layout, run.name, seed)
+    num_steps = run.config.training.num_steps
+    return action, _cost(run.config, widths, speed, first_step, num_steps)
+
+
+def _intervention_work(
+    run: RunParams, seed: int, planned: dict[str, PlannedJob], params: Params, speed: Speed
+) -> tuple[str, Cost | None]:
+    parent = run.parent
+    if run.intervention not in MASKS or parent is None:
+        return "make", None
+    step = run.config.mask.step
+    trained = planned.get(f"train/{parent}/seed{seed}")
+    if run_store(params, parent, seed).has_branch(step) or (trained and trained.cost):
+        return "make", None
+    config = params.runs[parent].config
+    cost = _cost(config, _widths(config), speed, 0, step)
+    return f"train {parent} to step {step} again, as the store has no checkpoint of it", cost
+
+
+def _widths(config: RunConfig) -> list[int]:
+    return [config.model.mlp_dim] * config.model.num_layers
+
+
+def _round2_widths(params: Params, layout: Layout, run: str, seed: int) -> list[int]:
+    """The widths if they are known already; till then, at most the parent's."""
+    path = layout.widths(run, seed)
+    if signature(path) == fingerprint.run(params, run, seed).hash:
+        return json.loads(path.read_text(encoding="utf-8"))["mlp_dims"]
+    return _widths(params.runs[run].config)
+
+
+def _cost(
+    config: RunConfig, mlp_dims: Sequence[int], speed: Speed, first_step: int, last_step: int
+) -> Cost:
+    steps = last_step - first_step
+    tokens = steps * config.training.global_batch_size * config.training.seq_len
+    flops = training_flops(config, mlp_dims, first_step=first_step, last_step=last_step)
+    return Cost(steps, tokens, flops, flops / speed.flops_per_device / 3600)

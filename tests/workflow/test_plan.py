@@ -1,0 +1,141 @@
+"""`relu-sparsity plan` says what Snakemake would run, and why; runs come from elsewhere."""
+
+import json
+import re
+import shutil
+from collections import Counter
+
+import pytest
+
+
+def plan(project):
+    return json.loads(project.run("relu_sparsity.cli", "plan", "--json"))
+
+
+def jobs(project):
+    return {job["name"]: job for job in plan(project)["jobs"]}
+
+
+def files(project):
+    return {
+        path: path.read_bytes()
+        for folder in ("results", "store", ".stamps")
+        for path in (project.folder / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_finished_project_has_no_plan(finished):
+    assert plan(finished)["jobs"] == []
+    assert "nothing would run" in finished.run("relu_sparsity.cli", "plan")
+
+
+def test_names_the_parameter_and_just_the_jobs_that_snakemake_would_run(project):
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    before = files(project)
+    planned = jobs(project)
+    assert files(project) == before
+    train = planned["train/lr_x1of3/seed0"]
+    assert train["action"] == "train"
+    (reason,) = train["reasons"]
+    assert re.fullmatch(r"optimizer.peak_lr: 0.00666\d+ -> 0.0001", reason)
+    assert train["cost"]["steps"] == 24
+    assert train["cost"]["tokens"] == 24 * 4 * 16
+    assert planned["extract/lr_x1of3/seed0"]["reasons"] == [
+        "made from other results: lr_x1of3 seed 0"
+    ]
+    by_rule = Counter(name.split("/")[0] for name in planned)
+    by_snakemake = project.planned()
+    assert by_rule == {rule: by_snakemake[rule] for rule in by_rule}
+    assert set(by_snakemake) - set(by_rule) == {"all"}
+    total = plan(project)["total"]
+    assert total["steps"] == 24
+    assert total["device_hours"] > 0
+
+
+def test_the_speed_is_that_of_the_runs_in_the_store(project):
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    measured = plan(project)["speed"]
+    assert measured["measured_runs"] == 12
+    shutil.rmtree(project.folder / "store")
+    assumed = plan(project)["speed"]
+    assert assumed == {"measured_runs": 0, "flops_per_device": 4e10}
+
+
+def test_names_the_module_and_the_parent(project):
+    path = project.folder / "src/relu_sparsity/model.py"
+    path.write_text(path.read_text().replace("10000.0", "5000.0"))
+    planned = jobs(project)
+    assert planned["train/baseline/seed0"]["reasons"] == ["the code changed: model.py"]
+    assert planned["train/masked/seed0"]["reasons"] == [
+        "the code changed: model.py",
+        "made from other results: baseline seed 0",
+    ]
+    assert len([name for name in planned if name.startswith("train/")]) == 12
+
+
+def test_tells_what_is_missing_resumed_exported_or_trained_again(project):
+    run = project.results / "runs" / "depth_10" / "seed0"
+    (run / "unit_use.csv").unlink()
+    (baseline,) = (project.folder / "store/runs/smoke/baseline/seed0").iterdir()
+    shutil.rmtree(baseline / "branches")
+    (masked,) = (project.folder / "store/runs/smoke/masked/seed0").iterdir()
+    shutil.rmtree(masked / "finished")
+    (project.results / "runs/masked/seed0/mask.npz").unlink()
+    (project.results / "runs/masked/seed0/run.json").unlink()
+    planned = jobs(project)
+    assert planned["train/depth_10/seed0"]["action"] == "export from the store"
+    assert planned["train/depth_10/seed0"]["reasons"] == [
+        "results/smoke/runs/depth_10/seed0/unit_use.csv: is missing"
+    ]
+    again = planned["intervention/masked/seed0"]
+    assert again["action"].startswith("train baseline to step 12 again")
+    assert again["cost"]["steps"] == 12
+    assert planned["train/masked/seed0"]["action"] == "resume at step 24"
+
+
+def test_a_run_from_elsewhere_is_taken_over_if_it_is_the_same(finished, fresh, tmp_path):
+    here = fresh.copy(tmp_path / "here")
+    run = finished.results / "runs" / "lr_x1of3" / "seed0"
+    here.run("relu_sparsity.cli", "adopt", str(run))
+    trained = here.results / "runs" / "lr_x1of3" / "seed0" / "run.json"
+    assert trained.read_bytes() == (run / "run.json").read_bytes()
+    planned = jobs(here)["train/lr_x1of3/seed0"]
+    assert planned["action"] == "export from the store"
+    assert planned["reasons"] == ["after text"]
+    assert len(list((here.folder / "store/runs/smoke/lr_x1of3/seed0").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda document: document["scales"]["smoke"]["model"].update(mlp_dim=16),
+            "model.mlp_dim: 32 -> 16",
+        ),
+        (
+            lambda document: document["runs"]["lr_x1of3"].update(seeds=[3]),
+            "run 'lr_x1of3' has no seed 0 at this scale; allowed: 3",
+        ),
+        (lambda document: document["runs"].pop("lr_x1of3"), "run 'lr_x1of3' is not in params.yaml"),
+    ],
+)
+def test_another_run_is_refused_and_what_differs_is_named(
+    finished, fresh, tmp_path, change, message
+):
+    here = fresh.copy(tmp_path / "here")
+    here.edit(change)
+    run = finished.results / "runs" / "lr_x1of3" / "seed0"
+    output = here.run("relu_sparsity.cli", "adopt", str(run), status=1)
+    assert message in output
+    assert not here.results.exists()
+    assert not (here.folder / "store").exists()
+
+
+def test_results_without_a_store_are_kept_before_others_take_their_place(project):
+    shutil.rmtree(project.folder / "store")
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    output = project.snakemake("run_lr_x1of3")
+    assert "lr_x1of3/seed0: optimizer.peak_lr: " in output
+    kept = list((project.folder / "store/runs/smoke/lr_x1of3/seed0").glob("*/finished"))
+    assert len(kept) == 2
