@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from relu_sparsity import processes
 from relu_sparsity.errors import UserError
 from relu_sparsity.layout import Layout
 from relu_sparsity.params import Params, load_params
@@ -231,7 +232,7 @@ def claims(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> Non
 def summary(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Sum up every run's loss, accuracy and batch use, and the verdicts, for `dvc metrics`."""
     from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.extract import write_summary
+    from relu_sparsity.paper.claims import write_summary
 
     params, layout = _load(params_file, scale)
     jobs.require_current(params, layout, params.runs)
@@ -281,7 +282,7 @@ def _sign(paths: "Iterable[Path]", fingerprint: "Fingerprint") -> None:
 def _training_process(threads: int | None, stop_with_parent: bool) -> "Iterator[None]":
     """Sets up a process that may train; a run that was asked to stop ends with status 143."""
     if stop_with_parent:
-        _stop_with_parent()
+        processes.stop_with_parent()
     _configure_jax(threads)
     from relu_sparsity.training.loop import Interrupted
 
@@ -303,17 +304,6 @@ def _configure_jax(threads: int | None) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.absolute()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
-
-def _stop_with_parent() -> None:
-    """Asks the kernel for a SIGTERM when the parent dies, so that no trainer is left alone."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-    import signal
-
-    parent_death_signal = 1
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ class Layout:
     @property
     def summary(self) -> Path:
         """A few numbers of every run, and the count of verdicts."""
-        return self.results / "metrics.json"
+        return self.results / "metrics.yaml"
 
     @property
     def report(self) -> Path:

@@ -23,6 +23,7 @@ _COMMENTS = {
     ".svg": "<!-- {} -->",
     ".rst": ".. {}",
     ".tex": "% {}",
+    ".yaml": "# {}",
 }
 _TAIL = 100
 _HASH = re.compile(r"fingerprint: ([0-9a-f]+)(?: -->)?\s*$")

@@ -1,8 +1,11 @@
 """DVC and Snakemake agree on what is stale, and results travel."""
 
 import json
+import os
 import re
+import signal
 import subprocess
+import time
 
 import pytest
 import yaml
@@ -10,6 +13,9 @@ import yaml
 from relu_sparsity.layout import Layout
 from relu_sparsity.params import load_params
 from relu_sparsity.workflow import all_jobs
+
+# Long enough to be caught in the middle.
+LONGER = {"runs": {"lr_x1of3": {"training": {"num_steps": 2000}}}}
 
 
 def git(project, *arguments):
@@ -20,9 +26,13 @@ def git(project, *arguments):
 
 
 def trained_runs(project):
-    """Every run and fingerprint that the store holds."""
+    """Every run and fingerprint that was trained here: others come without their speed."""
     store = project.folder / "store" / "runs" / "smoke"
-    return {str(path.parent.relative_to(store)) for path in store.glob("*/*/*/finished")}
+    return {
+        str(path.parent.relative_to(store))
+        for path in store.glob("*/*/*/finished")
+        if (path.parent / "throughput.csv").is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def test_an_edit_retrains_that_run_and_a_checkout_brings_the_old_results_back(ve
     changed = {name for name in results if results[name] != after[name]}
     allowed = r"runs/lr_x1of3/|tables/table5|figures/fig(29|30|31)|claims|report|metrics"
     assert [name for name in changed if not re.match(allowed, name)] == []
-    assert {"tables/table5.csv", "figures/fig29.svg", "metrics.json"} <= changed
+    assert {"tables/table5.csv", "figures/fig29.svg", "metrics.yaml"} <= changed
     assert project.planned() == {}
     assert "lr_x1of3" in project.run("dvc", "metrics", "diff", "--md")
 
@@ -67,6 +77,33 @@ def test_an_edit_retrains_that_run_and_a_checkout_brings_the_old_results_back(ve
     assert project.result_bytes() == results
     assert project.planned() == {}
     assert "up to date" in project.run("dvc", "repro")
+
+
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_killed_in_the_middle_of_a_run_repro_goes_on_with_it(versioned, tmp_path, whole_group):
+    projects = [versioned.copy(tmp_path / name) for name in ("killed", "uninterrupted")]
+    for project in projects:
+        project.edit(lambda document: document["scales"]["smoke"].update(LONGER))
+    killed, uninterrupted = projects
+    uninterrupted.run("dvc", "repro")
+
+    before = trained_runs(killed)
+    process = killed.start("dvc", "repro")
+    in_the_middle = "store/runs/smoke/lr_x1of3/seed0/*/checkpoints/[1-9]??"
+    while not list(killed.folder.glob(in_the_middle)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    if whole_group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.communicate()
+    assert trained_runs(killed) == before
+    killed.run("dvc", "repro")
+    log = (killed.folder / "logs/smoke/train/lr_x1of3.seed0.log").read_text()
+    assert "resumes at step" in log
+    assert killed.result_bytes() == uninterrupted.result_bytes()
+    assert "up to date" in killed.run("dvc", "status")
 
 
 def test_a_clone_pulls_the_results_and_trains_only_what_an_edit_touches(versioned, tmp_path):

@@ -1,9 +1,12 @@
+import os
+import signal
 from pathlib import Path
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS, TABLES
 from relu_sparsity.params import MASKS, load_params
+from relu_sparsity.processes import stop_with_parent
 from relu_sparsity.workflow import (
     call_this_environment,
     hold_workflow_lock,
@@ -13,6 +16,9 @@ from relu_sparsity.workflow import (
 )
 
 call_this_environment()
+if "DVC_ROOT" in os.environ:
+    # A killed `dvc repro` leaves nothing running, so that the next one can go on.
+    stop_with_parent(signal.SIGKILL)
 
 try:
     PARAMS = load_params(Path("params.yaml"), config.get("scale"))

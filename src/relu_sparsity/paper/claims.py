@@ -1,11 +1,13 @@
 """The verdict on each of the paper's claims, with its numbers."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import yaml
 
 from relu_sparsity.files import write_json, write_text
 from relu_sparsity.paper.catalog import CLAIM_FORMATS
@@ -204,3 +206,29 @@ def _text(value: Any) -> str:
 
 def _escape_rst(text: str) -> str:
     return "".join(f"\\{each}" if each in "\\*`_|" else each for each in text)
+
+
+def write_summary(results_dir: Path, path: Path, params: "Params") -> Path:
+    """Sums up a scale in a few numbers, for `dvc metrics`.
+
+    Args:
+      results_dir: The scale's results: each run's metrics.json, and claims.json.
+      path: Where to write it.
+      params: The scale.
+
+    Returns:
+      `path`. It holds, for every run, the mean over its seeds of the held-out `loss` (nats) and of
+      `batch_use` (percent of all units), and in `claims` how many are reproduced, not reproduced
+      and not decidable.
+    """
+    means: dict[str, dict[str, float]] = {"loss": {}, "batch_use": {}}
+    for name, run in params.runs.items():
+        folders = [results_dir / "runs" / name / f"seed{seed}" for seed in run.seeds]
+        seeds = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+        for metric, key in (("loss", "loss"), ("batch_use", "total_batch_use")):
+            means[metric][name] = float(f"{np.mean([seed[key] for seed in seeds]):.6g}")
+    claims = json.loads((results_dir / "claims.json").read_text())["claims"]
+    found = Counter(claim["verdict"] for claim in claims)
+    verdicts = {verdict.replace(" ", "_"): found[verdict] for verdict in VERDICTS}
+    write_text(path, yaml.safe_dump({"claims": verdicts, **means}, sort_keys=False))
+    return path

@@ -1,7 +1,5 @@
 """The numbers of one run that tables and claims are made of (Tables 1-5)."""
 
-import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ from relu_sparsity.files import write_json
 from relu_sparsity.paper.history import METRICS, RunHistory, load_run
 
 if TYPE_CHECKING:
-    from relu_sparsity.params import Params
+    pass
 
 LayerValues = Float[np.ndarray, " layers"]
 
@@ -93,33 +91,6 @@ def write_metrics(run_dir: Path, convergence_window: int) -> Path:
     """Writes what `extract_metrics` returns to metrics.json in `run_dir`."""
     path = run_dir / "metrics.json"
     write_json(path, extract_metrics(run_dir, convergence_window))
-    return path
-
-
-def write_summary(results_dir: Path, path: Path, params: "Params") -> Path:
-    """Sums up a scale in a few numbers, for `dvc metrics`.
-
-    Args:
-      results_dir: The scale's results: each run's metrics.json, and claims.json.
-      path: Where to write it.
-      params: The scale.
-
-    Returns:
-      `path`. It holds, for every run, the means over its seeds of the held-out `loss` (nats), the
-      held-out `accuracy` (fraction) and `total_batch_use` (percent), and `claims`, how many are
-      reproduced, not reproduced and not decidable.
-    """
-    runs = {}
-    for name, run in params.runs.items():
-        folders = [results_dir / "runs" / name / f"seed{seed}" for seed in run.seeds]
-        seeds = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
-        runs[name] = {
-            key: _rounded(float(np.mean([seed[key] for seed in seeds])))
-            for key in ("loss", "accuracy", "total_batch_use")
-        }
-    claims = json.loads((results_dir / "claims.json").read_text())["claims"]
-    verdicts = Counter(claim["verdict"].replace(" ", "_") for claim in claims)
-    write_json(path, {"runs": runs, "claims": dict(verdicts)})
     return path
 
 
