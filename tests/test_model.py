@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from relu_sparsity.model import Transformer, sinusoidal_positions, split_by_stack
+from relu_sparsity.model import (
+    KeptUnits,
+    Transformer,
+    causal_attention,
+    contract,
+    sinusoidal_positions,
+    split_by_stack,
+)
 from relu_sparsity.params import ModelParams
 from relu_sparsity.sparsity import mean_use
 
@@ -39,6 +46,34 @@ def test_every_choice_gives_float32_logits_and_gradients(choice):
         assert np.isfinite(grad[...]).all(), path
         assert np.abs(grad[...]).max() > 0, path
         assert grad.dtype == jnp.float32, path
+
+
+@pytest.mark.parametrize(("features", "out"), [(3, 8), (8, 3)])
+def test_contraction_and_its_gradients_are_those_of_a_product(features, out):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 5, features))
+    kernel = jax.random.normal(keys[1], (features, out))
+    weights = jax.random.normal(keys[2], (2, 5, out))
+    value, gradients = jax.vjp(contract, x, kernel)
+    expected, expected_gradients = jax.vjp(jnp.matmul, x, kernel)
+    np.testing.assert_array_equal(value, expected)
+    for ours, theirs in zip(gradients(weights), expected_gradients(weights), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_attention_and_its_gradients_are_those_of_jax(dtype, atol):
+    heads = jax.random.normal(jax.random.key(0), (4, 2, 9, 3, 8)).astype(dtype)
+    *inputs, weights = heads
+    mixed, gradients = jax.vjp(causal_attention, *inputs)
+    expected, expected_gradients = jax.vjp(
+        lambda *inputs: jax.nn.dot_product_attention(*inputs, is_causal=True), *inputs
+    )
+    assert mixed.dtype == expected.dtype
+    pairs = zip((mixed, *gradients(weights)), (expected, *expected_gradients(weights)), strict=True)
+    for ours, theirs in pairs:
+        ours, theirs = (np.asarray(array, np.float32) for array in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol * np.abs(theirs).max())
 
 
 def test_logits_are_causal():
@@ -85,7 +120,7 @@ def test_masked_units_contribute_nothing_and_get_no_gradient():
     model = build()
     kept = np.ones((3, 24), np.float32)
     kept[0, :10] = kept[1, 5:] = kept[2, ::2] = 0
-    masks = [jnp.asarray(kept)]
+    masks = [KeptUnits(mask=jnp.asarray(kept))]
     logits, uses = model(TOKENS, masks, group_size=4)
     assert not np.asarray(uses[0].used)[kept == 0].any()
 
@@ -117,7 +152,7 @@ def test_masking_equals_leaving_the_units_out():
         nnx.state(narrow),
     )
     nnx.update(narrow, first_units)
-    masked, _ = wide(TOKENS, [jnp.asarray(kept)])
+    masked, _ = wide(TOKENS, [KeptUnits(mask=jnp.asarray(kept))])
     np.testing.assert_allclose(narrow(TOKENS)[0], masked, atol=1e-5)
 
 

@@ -27,6 +27,7 @@ TRAINING_MODULES = (
     "interventions.py",
     "model.py",
     "sparsity.py",
+    "training/compaction.py",
     "training/history.py",
     "training/loop.py",
     "training/step.py",

@@ -148,11 +148,17 @@ class MetricsParams(Section):
 
 
 class MaskParams(Section):
-    """The mask of section 4.1.1: taken at `step`, kept to the end."""
+    """The mask of section 4.1.1: taken at `step`, kept to the end.
+
+    With `compact`, masked units are left out of the model that is trained, and each layer's width
+    is rounded up to a multiple of `width_multiple_of`.
+    """
 
     step: PositiveInt = 50_000
     random_over: Literal["layer", "model"] = "layer"
     seed: Seed = 0
+    compact: bool = True
+    width_multiple_of: PositiveInt = 1
 
 
 class Round2Params(Section):
@@ -228,7 +234,8 @@ class RunConfig(Section):
         if intervention not in MASKS:
             del config["mask"]
         elif intervention == "mask_unused":
-            config["mask"] = {"step": self.mask.step}
+            for key in ("random_over", "seed"):
+                del config["mask"][key]
         if intervention == "used_widths":
             del config["model"]["mlp_dim"]
         else:

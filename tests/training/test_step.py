@@ -7,7 +7,13 @@ import optax
 import pytest
 
 from relu_sparsity.params import OptimizerParams
-from relu_sparsity.training.step import adamw_direction, learning_rates, make_mesh, make_steps
+from relu_sparsity.training.step import (
+    adamw_direction,
+    learning_rates,
+    make_mesh,
+    make_steps,
+    token_losses,
+)
 
 
 def test_warm_up_is_linear_and_the_decay_a_cosine():
@@ -83,3 +89,11 @@ def test_mlp_kernels_are_lecun_normal():
     mlp = steps.init(0).params["stacks"][0]["blocks"]["mlp"]
     np.testing.assert_allclose(np.std(mlp["up"]["kernel"]), 64**-0.5, rtol=0.02)
     np.testing.assert_allclose(np.std(mlp["down"]["kernel"]), 4096**-0.5, rtol=0.02)
+
+
+def test_of_equally_likely_tokens_the_first_counts():
+    logits = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 50, 6)), jnp.float32)
+    for target in range(6):
+        targets = jnp.full((4, 50), target)
+        _, hits = token_losses(logits, targets)
+        np.testing.assert_array_equal(hits, np.asarray(logits).argmax(-1) == target)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int32
@@ -18,10 +19,11 @@ from jaxtyping import Bool, Float, Int32
 from relu_sparsity.data.pipeline import heldout_batches, train_batches
 from relu_sparsity.data.tokenizer import Tokenizer
 from relu_sparsity.errors import UserError
-from relu_sparsity.model import split_by_stack
+from relu_sparsity.model import KeptUnits, split_by_stack
 from relu_sparsity.params import RunConfig
 from relu_sparsity.sparsity import METRICS, UnitUse, mean_use
 from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints
+from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.history import History, write_units
 from relu_sparsity.training.progress import Progress
 from relu_sparsity.training.step import StepOutput, learning_rates, make_mesh, make_steps
@@ -84,8 +86,12 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
     # --- Devices, compiled steps, data ---------------------------------------------------------
     mesh = make_mesh(num_devices)
     by_data = NamedSharding(mesh, PartitionSpec("data"))
+    part = _compaction(job)
     steps = make_steps(
-        config, vocab_size=job.tokenizer.vocab_size, mlp_dims=job.mlp_dims, mesh=mesh
+        config,
+        vocab_size=job.tokenizer.vocab_size,
+        mlp_dims=part.mlp_dims if part else job.mlp_dims,
+        mesh=mesh,
     )
     rates = learning_rates(config.optimizer, num_steps)
     batches = train_batches(
@@ -105,41 +111,47 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
         num_sequences=training.eval_sequences,
         batch_size=training.global_batch_size,
     )
-    unit_masks = (
-        None
-        if job.unit_masks is None
-        else [
-            np.stack(layers).astype(np.float32)
-            for layers in split_by_stack(job.unit_masks, job.mlp_dims)
-        ]
-    )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    kept_units = jax.device_put(_kept_units(job, part), replicated)
 
     def put(rows: Int32[np.ndarray, "batch seq"]) -> jax.Array:
         return jax.make_array_from_process_local_data(by_data, rows)
 
     # --- Where to start: own checkpoint, parent's checkpoint, nothing --------------------------
-    state = steps.init(job.seed)
     checkpoints = Checkpoints(job.checkpoints)
-    restored = checkpoints.restore_latest(state)
+    whole_state = steps.state
+    if part is not None:
+        # A checkpoint holds the whole model, whatever part of it is trained.
+        whole_state = make_steps(
+            config, vocab_size=job.tokenizer.vocab_size, mlp_dims=job.mlp_dims, mesh=mesh
+        ).state
+    restored = checkpoints.restore_latest(whole_state)
     if restored is not None:
         log.info("%s: resumes at step %d of %d", job.name, restored.step, num_steps)
     elif job.start is not None:
         folder, step = job.start
         parents = Checkpoints(folder / "checkpoint")
-        restored = parents.restore_latest(state)
+        restored = parents.restore_latest(whole_state)
         parents.close()
         if restored is None:
             raise UserError(f"{folder}: has no checkpoint; delete the folder to make it again")
         log.info("%s: branches off at step %d of %d", job.name, step, num_steps)
     history = History(job.mlp_dims)
     first_step = 0
-    if restored is not None:
+    untrained = None
+    if restored is None:
+        state = steps.init(job.seed)
+    else:
         first_step, state = restored.step, restored.state
         history = History.from_arrays(job.mlp_dims, restored.history)
         batches.set_state(restored.data_state)
+        if part is not None:
+            untrained = jax.device_get(state)
+            state = jax.device_put(part.take(untrained, steps.state), replicated)
 
     def save(to: Checkpoints, step: int) -> None:
-        to.save(Checkpoint(step, state, batches.get_state(), history.to_arrays()))
+        saved = state if part is None else part.put_back(jax.device_get(state), untrained)
+        to.save(Checkpoint(step, saved, batches.get_state(), history.to_arrays()))
 
     # --- The loop: dispatch a step, then read the one before -----------------------------------
     # The host reads a step's numbers while the device is at the next one. Whatever needs the
@@ -166,7 +178,7 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
                     f"{job.name}: stopped at step {step} of {num_steps}; the same command goes on"
                 )
             if eval_due and step not in history.eval_steps:
-                loss, accuracy = _evaluate(steps, state.params, heldout, unit_masks, job, put)
+                loss, accuracy = _evaluate(steps, state.params, heldout, kept_units, job, put)
                 history.eval_steps.append(step)
                 history.eval_loss.append(loss)
                 history.eval_accuracy.append(accuracy)
@@ -181,7 +193,7 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
             at_start = job.start is not None and step == job.start[1]
             measure = step in measured or branch is not None or at_start
             run_step = steps.train_and_measure if measure else steps.train
-            state, output = run_step(state, tokens, rates[step], unit_masks)
+            state, output = run_step(state, tokens, rates[step], kept_units)
             reader.read_pending()
             reader.pend(step, output)
             if branch is not None:
@@ -196,6 +208,35 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
     return history
 
 
+def _compaction(job: TrainingJob) -> Compaction | None:
+    mask = job.config.mask
+    if job.unit_masks is None or not mask.compact:
+        return None
+    part = Compaction(job.unit_masks, multiple_of=mask.width_multiple_of)
+    log.info("%s: trains the %s units that are left", job.name, list(part.mlp_dims))
+    return part
+
+
+def _kept_units(job: TrainingJob, part: Compaction | None) -> list[KeptUnits] | None:
+    """The masks, stack by stack."""
+    if job.unit_masks is None:
+        return None
+    if part is None:
+        return [
+            KeptUnits(mask=jnp.stack(layers).astype(jnp.float32))
+            for layers in split_by_stack(job.unit_masks, job.mlp_dims)
+        ]
+    masks = split_by_stack(part.unit_masks, part.mlp_dims)
+    positions = split_by_stack(part.positions, part.mlp_dims)
+    return [
+        KeptUnits(
+            mask=None if np.all(mask) else jnp.stack(mask).astype(jnp.float32),
+            positions=jnp.stack(where),
+        )
+        for mask, where in zip(masks, positions, strict=True)
+    ]
+
+
 def _save_branch(folder: Path, step: int, save: Any) -> None:
     branch = Checkpoints(folder / "checkpoint", max_to_keep=None)
     if step not in branch.steps():
@@ -207,7 +248,7 @@ def _evaluate(
     steps: Any,
     params: Any,
     heldout: Sequence[Int32[np.ndarray, "batch seq"]],
-    unit_masks: Any,
+    kept_units: Any,
     job: TrainingJob,
     put: Any,
 ) -> tuple[Float[np.ndarray, " sequences"], Float[np.ndarray, " sequences"]]:
@@ -219,7 +260,7 @@ def _evaluate(
     for rows in heldout:
         # Every batch has one shape, so that there is one program; the padding is cut off again.
         padding = [(0, batch_size - len(rows)), (0, 0)]
-        output = steps.evaluate(params, put(np.pad(rows, padding)[own]), unit_masks)
+        output = steps.evaluate(params, put(np.pad(rows, padding)[own]), kept_units)
         outputs.append([np.asarray(values)[: len(rows)] for values in output])
     loss, accuracy = (np.concatenate(values) for values in zip(*outputs, strict=True))
     return loss, accuracy

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.model import Transformer, UnitMasks
+from relu_sparsity.model import KeptUnits, Transformer
 from relu_sparsity.params import OptimizerParams, RunConfig
 from relu_sparsity.sparsity import UnitUse
 
@@ -56,12 +56,14 @@ class Steps(NamedTuple):
 
     Attributes:
       init: `seed -> TrainState`.
-      train: `(state, tokens, learning_rate, unit_masks) -> (state, StepOutput)`.
+      state: The shapes of a train state.
+      train: `(state, tokens, learning_rate, kept_units) -> (state, StepOutput)`.
       train_and_measure: The same, with the units' use.
-      evaluate: `(params, tokens, unit_masks) -> EvalOutput`.
+      evaluate: `(params, tokens, kept_units) -> EvalOutput`.
     """
 
     init: Callable[[int], TrainState]
+    state: TrainState
     train: Callable[..., tuple[TrainState, StepOutput]]
     train_and_measure: Callable[..., tuple[TrainState, StepOutput]]
     evaluate: Callable[..., EvalOutput]
@@ -103,9 +105,15 @@ def adamw_direction(optimizer: OptimizerParams) -> optax.GradientTransformation:
 def token_losses(
     logits: Float[Array, "batch seq vocab"], targets: Int[Array, "batch seq"]
 ) -> tuple[Float[Array, "batch seq"], Float[Array, "batch seq"]]:
-    """Cross-entropy in nats, and 1 where the most likely token is the target."""
+    """Cross-entropy in nats, and 1 where the most likely token is the target.
+
+    Of equally likely tokens the first counts, as in `argmax`, which XLA cannot vectorize on CPU.
+    """
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return loss, (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    comes_first = jnp.arange(logits.shape[-1]) < targets[..., None]
+    more_likely = jnp.where(comes_first, logits >= of_target, logits > of_target)
+    return loss, 1.0 - more_likely.any(axis=-1)
 
 
 def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], mesh: Mesh) -> Steps:
@@ -145,19 +153,21 @@ def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], m
         params = nnx.pure(nnx.state(create(seed)))
         return TrainState(params, direction.init(params))
 
-    def apply(params: Any, tokens: Any, unit_masks: UnitMasks | None, group_size: int | None):
-        logits, use = nnx.merge(graph, params)(tokens[:, :-1], unit_masks, group_size)
+    def apply(
+        params: Any, tokens: Any, kept_units: Sequence[KeptUnits] | None, group_size: int | None
+    ):
+        logits, use = nnx.merge(graph, params)(tokens[:, :-1], kept_units, group_size)
         losses, hits = token_losses(logits, tokens[:, 1:])
         return losses, hits, use
 
     def make_train(group_size: int | None):
-        def loss_fn(params, tokens, unit_masks):
-            losses, hits, use = apply(params, tokens, unit_masks, group_size)
+        def loss_fn(params, tokens, kept_units):
+            losses, hits, use = apply(params, tokens, kept_units, group_size)
             return losses.mean(), (hits.mean(), use)
 
-        def train(state: TrainState, tokens, learning_rate, unit_masks):
+        def train(state: TrainState, tokens, learning_rate, kept_units):
             (loss, (accuracy, use)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, tokens, unit_masks
+                state.params, tokens, kept_units
             )
             updates, opt_state = direction.update(grads, state.opt_state, state.params)
             params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
@@ -171,12 +181,16 @@ def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], m
             donate_argnums=0,
         )
 
-    def evaluate(params, tokens, unit_masks) -> EvalOutput:
-        losses, hits, _ = apply(params, tokens, unit_masks, None)
+    def evaluate(params, tokens, kept_units) -> EvalOutput:
+        losses, hits, _ = apply(params, tokens, kept_units, None)
         return EvalOutput(losses.mean(axis=1), hits.mean(axis=1))
 
+    shapes = jax.eval_shape(init, jnp.int32(0))
     return Steps(
         init=jax.jit(init, out_shardings=replicated),
+        state=jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
+        ),
         train=make_train(None),
         train_and_measure=make_train(training.per_device_batch_size),
         evaluate=jax.jit(
