@@ -197,6 +197,20 @@ def tables(
 
 
 @app.command()
+def pruning(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Write what leaving masked units out of the model saves, in FLOPs and in time."""
+    from relu_sparsity import fingerprint, jobs
+    from relu_sparsity.paper.catalog import PRUNING
+    from relu_sparsity.paper.pruning import write_pruning
+    from relu_sparsity.workflow import pruning_runs
+
+    params, layout = _load(params_file, scale)
+    runs = pruning_runs(params)
+    jobs.require_current(params, layout, runs)
+    _sign(write_pruning(layout, params), fingerprint.paper(params, PRUNING, runs))
+
+
+@app.command()
 def figures(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,

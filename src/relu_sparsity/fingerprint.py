@@ -43,6 +43,7 @@ _COMMON = (
 PAPER_MODULES = {
     "tables": (*_COMMON, "paper/tables.py"),
     "figures": (*_COMMON, "paper/figures.py"),
+    "pruning": (*_COMMON, "flops.py", "paper/pruning.py"),
     "claims": (*_COMMON, "paper/claims.py", "paper/evidence.py", "paper/rules.py"),
     "report": ("paper/report.py",),
 }
@@ -200,6 +201,8 @@ def paper(params: Params, name: str, runs: Collection[str]) -> Fingerprint:
         parameters["mask_steps"] = {
             run: params.branch_steps(run) for run in runs if run in params.runs
         }
+    if name == "pruning":
+        parameters["pruning"] = params.pruning.model_dump(mode="json")
     if name == "claims":
         parameters["claims"] = params.claims.model_dump(mode="json")
     return Fingerprint(parameters, code(*PAPER_MODULES[name]), shown)
@@ -207,9 +210,8 @@ def paper(params: Params, name: str, runs: Collection[str]) -> Fingerprint:
 
 def report(params: Params) -> Fingerprint:
     """What the report depends on, which shows all tables, claims and figures."""
-    shown = {
-        name: paper(params, name, params.runs).hash for name in ("tables", "figures", "claims")
-    }
+    parts = [name for name in PAPER_MODULES if name != "report"]
+    shown = {name: paper(params, name, params.runs).hash for name in parts}
     return Fingerprint({}, code(*PAPER_MODULES["report"]), shown)
 
 

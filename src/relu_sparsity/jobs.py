@@ -319,8 +319,11 @@ def _require_made_for(path: Path, params: Params, run: str, seed: int, command: 
 def _describe(params: Params, run: RunParams, seed: int, job: "TrainingJob") -> dict[str, Any]:
     import jax
 
+    from relu_sparsity.training.loop import compaction
+
     config = run.config.fingerprinted(run.intervention)
     config["model"]["mlp_dims"] = list(job.mlp_dims)
+    part = compaction(job)
     config["data"].pop("data_dir")
     parent = None
     if run.parent is not None:
@@ -333,6 +336,7 @@ def _describe(params: Params, run: RunParams, seed: int, job: "TrainingJob") -> 
         "intervention": run.intervention,
         "parent": parent,
         "config": config,
+        "trained_mlp_dims": list(part.mlp_dims if part else job.mlp_dims),
         "environment": {
             "jax": jax.__version__,
             "device_kind": jax.devices()[0].device_kind,

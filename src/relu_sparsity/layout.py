@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from relu_sparsity.paper.catalog import CLAIM_FORMATS, TABLE_FORMATS
+from relu_sparsity.paper.catalog import CLAIM_FORMATS, PRUNING, TABLE_FORMATS
 
 RUN_FILES = (
     "unit_use.csv",
@@ -67,6 +67,11 @@ class Layout:
     def table(self, table: str) -> list[Path]:
         """One table, in every format."""
         return [self.results / "tables" / f"{table}.{suffix}" for suffix in TABLE_FORMATS]
+
+    @property
+    def pruning(self) -> list[Path]:
+        """What leaving masked units out saves, in every format."""
+        return self.table(PRUNING)
 
     def figure(self, figure: str) -> Path:
         """One figure."""

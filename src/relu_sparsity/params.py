@@ -176,6 +176,15 @@ class ClaimsParams(Section):
     round2_margin: PositiveFloat = 0.005
 
 
+class PruningParams(Section):
+    """The table of what leaving masked units out saves.
+
+    Measured speeds are never the same twice: without them the table has the same bytes each time.
+    """
+
+    show_speed: bool = True
+
+
 class ResourcesParams(Section):
     """What one training job takes of the machine.
 
@@ -265,6 +274,7 @@ class Params(Section):
     scale: str
     resources: ResourcesParams = ResourcesParams()
     claims: ClaimsParams = ClaimsParams()
+    pruning: PruningParams = PruningParams()
     defaults: RunConfig
     runs: dict[str, RunParams]
 
@@ -318,7 +328,7 @@ _BRANCH_SECTIONS = (
 )
 _RUN_SECTIONS = tuple(key for key in _BRANCH_SECTIONS if key not in ("parent", "intervention"))
 _TOP_KEYS = ("scale", "defaults", "scales", "runs", "branches")
-_SCALE_SECTIONS = (*_SECTIONS, "resources", "claims")
+_SCALE_SECTIONS = (*_SECTIONS, "resources", "claims", "pruning")
 
 
 class _Tree:
@@ -497,11 +507,12 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
                 "\n".join(_run_message(run_tree, name, each) for each in error.errors())
             ) from None
     _check_parents(path, runs, origins)
-    top = tree.validate(_ScaleSections, ("resources", "claims"))
+    top = tree.validate(_ScaleSections, ("resources", "claims", "pruning"))
     return Params(
         scale=scale,
         resources=top.resources,
         claims=top.claims,
+        pruning=top.pruning,
         defaults=tree.validate(RunConfig, _SECTIONS),
         runs=runs,
     )
@@ -510,6 +521,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
 class _ScaleSections(Section):
     resources: ResourcesParams
     claims: ClaimsParams
+    pruning: PruningParams
 
 
 def _run_message(tree: _Tree, name: str, error: Any) -> str:

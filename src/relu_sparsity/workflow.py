@@ -13,7 +13,7 @@ from relu_sparsity import fingerprint, jobs
 from relu_sparsity.files import write_text
 from relu_sparsity.fingerprint import Fingerprint
 from relu_sparsity.layout import RUN_FILES, Layout
-from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS
+from relu_sparsity.paper.catalog import FIGURES, PRUNED_RUNS, PRUNING, TABLE_RUNS
 from relu_sparsity.params import MASKS, Params
 from relu_sparsity.provenance import can_sign, differences, made_from, signature
 
@@ -73,6 +73,9 @@ def all_jobs(params: Params, layout: Layout) -> Iterator[Job]:
         filled = fingerprint.paper(params, "tables", runs)
         files = tuple(layout.table(table))
         yield Job(f"table/{table}", filled, files, _extracted(params, runs))
+    compared = pruning_runs(params)
+    saved = fingerprint.paper(params, PRUNING, compared)
+    yield Job(PRUNING, saved, tuple(layout.pruning), _extracted(params, compared))
     for figure, row in FIGURES.items():
         drawn = fingerprint.paper(params, "figures", row.runs)
         files = (layout.figure(figure),)
@@ -81,7 +84,13 @@ def all_jobs(params: Params, layout: Layout) -> Iterator[Job]:
     yield Job("claims", decided, tuple(layout.claims), _extracted(params, params.runs))
     yield Job("summary", decided, (layout.summary,), ("claims",))
     shown = [f"table/{table}" for table in TABLE_RUNS] + [f"figure/{figure}" for figure in FIGURES]
-    yield Job("report", fingerprint.report(params), (layout.report,), ("claims", *shown))
+    yield Job("report", fingerprint.report(params), (layout.report,), ("claims", PRUNING, *shown))
+
+
+def pruning_runs(params: Params) -> list[str]:
+    """The masked runs whose saving is told, and the runs that they branch off."""
+    pruned = [run for run in PRUNED_RUNS if run in params.runs]
+    return sorted({*pruned, *(str(params.runs[run].parent) for run in pruned)})
 
 
 def _extracted(params: Params, runs: Collection[str]) -> tuple[str, ...]:

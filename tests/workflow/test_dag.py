@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from relu_sparsity.paper.catalog import FIGURES, TABLE_FORMATS, TABLES
+from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLE_FORMATS, TABLES
 
 EVERY_RUN = {
     "baseline", "lr_x1of3", "lr_x2of3", "lr_x5of3", "width_x1of2", "width_x1of4",
@@ -19,7 +19,7 @@ EVERY_RUN = {
 
 
 def test_makes_every_table_figure_claim_and_the_report(finished):
-    for table in TABLES:
+    for table in (*TABLES, PRUNING):
         for suffix in TABLE_FORMATS:
             assert (finished.results / "tables" / f"{table}.{suffix}").stat().st_size
     assert len(FIGURES) == 34
@@ -38,7 +38,7 @@ def test_the_report_opens_with_the_claims_and_needs_no_network(finished):
     results = re.search(r'<script id="results">\s*var results = (.*?);\s*</script>', html, re.S)
     assert results is not None
     shown = json.loads(results[1])
-    assert len(shown) == len(FIGURES) + len(TABLES)
+    assert len(shown) == len(FIGURES) + len(TABLES) + 1
     assert all(result["data_uri"].startswith("data:") for result in shown.values())
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=[\"']?https?:", html)
 

@@ -146,7 +146,7 @@ def test_stages_depend_on_the_modules_of_the_fingerprints(fresh):
         "text": (*fingerprint.DATA_MODULES, *fingerprint.TOKENIZER_MODULES),
         "run": (*fingerprint.TRAINING_MODULES, *fingerprint.EXTRACT_MODULES),
         "branch": (*fingerprint.TRAINING_MODULES, *fingerprint.EXTRACT_MODULES),
-        "tables": fingerprint.PAPER_MODULES["tables"],
+        "tables": (*fingerprint.PAPER_MODULES["tables"], *fingerprint.PAPER_MODULES["pruning"]),
         "figures": fingerprint.PAPER_MODULES["figures"],
         "claims": fingerprint.PAPER_MODULES["claims"],
         "report": fingerprint.PAPER_MODULES["report"],

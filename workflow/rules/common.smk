@@ -4,13 +4,14 @@ from pathlib import Path
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.layout import RUN_FILES, Layout
-from relu_sparsity.paper.catalog import FIGURES, TABLE_RUNS, TABLES
+from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLE_RUNS, TABLES
 from relu_sparsity.params import MASKS, load_params
 from relu_sparsity.processes import stop_with_parent
 from relu_sparsity.workflow import (
     call_this_environment,
     hold_workflow_lock,
     keep_trained_runs,
+    pruning_runs,
     record_in_dvc,
     write_stamps,
 )

@@ -76,8 +76,32 @@ rule summary:
         "relu-sparsity summary --scale {params.scale} > {log} 2>&1"
 
 
+rule pruning:
+    input:
+        stamp=LAYOUT.stamp(PRUNING),
+        runs=run_files(pruning_runs(PARAMS)),
+        masks=mask_files(pruning_runs(PARAMS)),
+    output:
+        report(
+            LAYOUT.results / "tables" / f"{PRUNING}.csv",
+            caption="../report/pruning.rst",
+            category="Tables",
+            labels={"table": "pruning", "shows": "What leaving masked units out saves"},
+        ),
+        [path for path in LAYOUT.pruning if path.suffix != ".csv"],
+    log:
+        LAYOUT.log("pruning"),
+    params:
+        scale=SCALE,
+    message:
+        "write what leaving masked units out saves"
+    shell:
+        "relu-sparsity pruning --scale {params.scale} > {log} 2>&1"
+
+
 rule tables:
     input:
+        LAYOUT.pruning,
         expand(LAYOUT.results / "tables" / "{table}.csv", table=TABLES),
 
 
@@ -90,7 +114,7 @@ rule report:
     input:
         stamp=LAYOUT.stamp("report"),
         claims=rules.claims.output,
-        tables=expand(LAYOUT.results / "tables" / "{table}.csv", table=TABLES),
+        tables=expand(LAYOUT.results / "tables" / "{table}.csv", table=[*TABLES, PRUNING]),
         figures=expand(LAYOUT.figure("{figure}"), figure=FIGURES),
     output:
         LAYOUT.report,

@@ -17,6 +17,10 @@ TABLES = {
     "table5": "Hidden units used per batch by peak learning rate",
 }
 
+# Not in the paper, which only supposes it (section 4.1.1): what leaving masked units out saves.
+PRUNING = "pruning"
+PRUNED_RUNS = ("masked", "random_masked")
+
 METRIC_TITLES = {
     "token_use": "Units used per token",
     "sequence_use": "Units used per sequence",

@@ -106,7 +106,7 @@ def write_tables(
             "md": f"**Table {number}. {title}.** Ours, with the paper's in parentheses.\n\n"
             + display.to_markdown(index=False, disable_numparse=True, stralign="right")
             + "\n",
-            "tex": _latex(display),
+            "tex": to_latex(display),
         }
         for suffix, text in texts.items():
             write_text(folder / f"{table}.{suffix}", text)
@@ -181,8 +181,8 @@ def _text(mean: float, std: float, paper: float, digits: int) -> str:
     return f"{ours}{spread} ({theirs if float(theirs) == paper else f'{paper:g}'})"
 
 
-def _latex(display: pd.DataFrame) -> str:
-    """A plain tabular of the booktabs package."""
+def to_latex(display: pd.DataFrame) -> str:
+    """A table of texts as a plain tabular of the booktabs package."""
     replaced = {"%": r"\%", " ± ": r" $\pm$ ", "–": "--"}
 
     def escape(text: str) -> str:

@@ -86,7 +86,9 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
     # --- Devices, compiled steps, data ---------------------------------------------------------
     mesh = make_mesh(num_devices)
     by_data = NamedSharding(mesh, PartitionSpec("data"))
-    part = _compaction(job)
+    part = compaction(job)
+    if part is not None:
+        log.info("%s: trains only the units that are left, %s", job.name, part.mlp_dims)
     steps = make_steps(
         config,
         vocab_size=job.tokenizer.vocab_size,
@@ -208,13 +210,11 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
     return history
 
 
-def _compaction(job: TrainingJob) -> Compaction | None:
+def compaction(job: TrainingJob) -> Compaction | None:
     mask = job.config.mask
     if job.unit_masks is None or not mask.compact:
         return None
-    part = Compaction(job.unit_masks, multiple_of=mask.width_multiple_of)
-    log.info("%s: trains the %s units that are left", job.name, list(part.mlp_dims))
-    return part
+    return Compaction(job.unit_masks, multiple_of=mask.width_multiple_of)
 
 
 def _kept_units(job: TrainingJob, part: Compaction | None) -> list[KeptUnits] | None:
