@@ -1,6 +1,7 @@
 # make reproduce           the whole paper at the smoke scale (minutes on two cores)
 # make reproduce SCALE=mini
 # make test                the tests
+# make bench               the training step against its own matrix products (minutes)
 # make setup               only the environment
 PYTHON ?= python3
 SCALE ?= smoke
@@ -8,7 +9,7 @@ CORES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup reproduce test lint lock help
+.PHONY: setup reproduce test bench lint lock help
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +35,13 @@ reproduce: setup
 
 test: setup
 	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python bench/bench.py
+	$(BIN)/python bench/bench.py --growth > /dev/null
+	@echo
+	@echo "Table:   results/bench/bench.md"
+	@echo "Growth:  results/bench/growth.svg"
 
 lint: setup
 	$(BIN)/ruff check .

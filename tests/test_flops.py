@@ -13,17 +13,25 @@ from relu_sparsity.params import ModelParams, RunConfig
 
 
 def traced_flops(jaxpr):
-    """FLOPs of all matrix products, those of inner functions and of every turn of a scan too."""
+    """FLOPs of all matrix products, those of inner functions and of every turn of a scan too.
+
+    Of alternatives (one per platform) each has the same, and one is run.
+    """
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            inner = math.prod(left[axis] for axis in contracted)
-            total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
-        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner_jaxpr in jax.core.jaxprs_in_params(equation.params):
-            total += turns * traced_flops(inner_jaxpr)
+            summed = math.prod(left[axis] for axis in contracted)
+            total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+        inner = [traced_flops(each) for each in jax.core.jaxprs_in_params(equation.params)]
+        if equation.primitive.name == "scan":
+            total += equation.params["length"] * sum(inner)
+        elif equation.primitive.name == "cond":
+            assert len(set(inner)) == 1
+            total += inner[0]
+        else:
+            total += sum(inner)
     return total
 
 

@@ -187,27 +187,23 @@ def tables(
 ) -> None:
     """Write Tables 1-5, or some of them: CSV, Markdown, LaTeX, each cell beside the paper's."""
     from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.catalog import TABLE_RUNS
     from relu_sparsity.paper.tables import write_tables
 
     params, layout = _load(params_file, scale)
     jobs.require_current(params, layout, params.runs)
     for path in write_tables(layout.results, params, table):
-        _sign([path], fingerprint.paper(params, "tables", TABLE_RUNS[path.stem]))
+        _sign([path], fingerprint.table(params, path.stem))
 
 
 @app.command()
 def pruning(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Write what leaving masked units out of the model saves, in FLOPs and in time."""
     from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.catalog import PRUNING
     from relu_sparsity.paper.pruning import write_pruning
-    from relu_sparsity.workflow import pruning_runs
 
     params, layout = _load(params_file, scale)
-    runs = pruning_runs(params)
-    jobs.require_current(params, layout, runs)
-    _sign(write_pruning(layout, params), fingerprint.paper(params, PRUNING, runs))
+    jobs.require_current(params, layout, fingerprint.pruning_runs(params))
+    _sign(write_pruning(layout, params), fingerprint.pruning(params))
 
 
 @app.command()
@@ -220,14 +216,12 @@ def figures(
 ) -> None:
     """Draw Figures 1-34, or some of them."""
     from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.catalog import FIGURES
     from relu_sparsity.paper.figures import write_figures
 
     params, layout = _load(params_file, scale)
     jobs.require_current(params, layout, params.runs)
     for path in write_figures(layout.results, params, figure):
-        runs = FIGURES[path.stem].runs
-        _sign([path], fingerprint.paper(params, "figures", runs))
+        _sign([path], fingerprint.figure(params, path.stem))
 
 
 @app.command()
@@ -239,7 +233,7 @@ def claims(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> Non
     params, layout = _load(params_file, scale)
     jobs.require_current(params, layout, params.runs)
     written = write_claims(layout.results, params)
-    _sign(written, fingerprint.paper(params, "claims", params.runs))
+    _sign(written, fingerprint.claims(params))
 
 
 @app.command()
@@ -251,7 +245,7 @@ def summary(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> No
     params, layout = _load(params_file, scale)
     jobs.require_current(params, layout, params.runs)
     written = write_summary(layout.results, layout.summary, params)
-    _sign([written], fingerprint.paper(params, "claims", params.runs))
+    _sign([written], fingerprint.claims(params))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from typing import Any
 
 from relu_sparsity.data import sources
 from relu_sparsity.errors import UserError
+from relu_sparsity.paper.catalog import FIGURES, PRUNED_RUNS, PRUNING, TABLE_RUNS
 from relu_sparsity.params import DataParams, Params, TokenizerParams
 
 PACKAGE = Path(__file__).parent
@@ -184,14 +185,33 @@ def metrics(params: Params, name: str, seed: int) -> Fingerprint:
     )
 
 
-def paper(params: Params, name: str, runs: Collection[str]) -> Fingerprint:
-    """What a table, a figure or the claims depend on: `name` of `PAPER_MODULES`.
+def table(params: Params, name: str) -> Fingerprint:
+    """What one of the paper's tables depends on."""
+    return _paper(params, "tables", TABLE_RUNS[name])
 
-    Args:
-      params: The scale.
-      name: A key of `PAPER_MODULES`.
-      runs: The runs that are shown.
-    """
+
+def figure(params: Params, name: str) -> Fingerprint:
+    """What one of the paper's figures depends on."""
+    return _paper(params, "figures", FIGURES[name].runs)
+
+
+def claims(params: Params) -> Fingerprint:
+    """What the verdicts depend on."""
+    return _paper(params, "claims", params.runs)
+
+
+def pruning(params: Params) -> Fingerprint:
+    """What the table of what masks save depends on."""
+    return _paper(params, PRUNING, pruning_runs(params))
+
+
+def pruning_runs(params: Params) -> list[str]:
+    """The masked runs whose saving is told, and the runs that they branch off."""
+    pruned = [run for run in PRUNED_RUNS if run in params.runs]
+    return sorted({*pruned, *(str(params.runs[run].parent) for run in pruned)})
+
+
+def _paper(params: Params, name: str, runs: Collection[str]) -> Fingerprint:
     shown = {_job(*job): metrics(params, *job).hash for job in params.jobs() if job[0] in runs}
     parameters: dict[str, Any] = {}
     if name == "figures":
@@ -201,7 +221,7 @@ def paper(params: Params, name: str, runs: Collection[str]) -> Fingerprint:
         parameters["mask_steps"] = {
             run: params.branch_steps(run) for run in runs if run in params.runs
         }
-    if name == "pruning":
+    if name == PRUNING:
         parameters["pruning"] = params.pruning.model_dump(mode="json")
     if name == "claims":
         parameters["claims"] = params.claims.model_dump(mode="json")
@@ -210,8 +230,9 @@ def paper(params: Params, name: str, runs: Collection[str]) -> Fingerprint:
 
 def report(params: Params) -> Fingerprint:
     """What the report depends on, which shows all tables, claims and figures."""
-    parts = [name for name in PAPER_MODULES if name != "report"]
-    shown = {name: paper(params, name, params.runs).hash for name in parts}
+    shown = {name: table(params, name).hash for name in TABLE_RUNS}
+    shown |= {name: figure(params, name).hash for name in FIGURES}
+    shown |= {PRUNING: pruning(params).hash, "claims": claims(params).hash}
     return Fingerprint({}, code(*PAPER_MODULES["report"]), shown)
 
 

@@ -13,7 +13,7 @@ from relu_sparsity import fingerprint, jobs
 from relu_sparsity.files import write_text
 from relu_sparsity.fingerprint import Fingerprint
 from relu_sparsity.layout import RUN_FILES, Layout
-from relu_sparsity.paper.catalog import FIGURES, PRUNED_RUNS, PRUNING, TABLE_RUNS
+from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLE_RUNS
 from relu_sparsity.params import MASKS, Params
 from relu_sparsity.provenance import can_sign, differences, made_from, signature
 
@@ -70,27 +70,18 @@ def all_jobs(params: Params, layout: Layout) -> Iterator[Job]:
         extracted = (folder / "metrics.json",)
         yield Job(f"extract/{run}/seed{seed}", metrics, extracted, (train.name,))
     for table, runs in TABLE_RUNS.items():
-        filled = fingerprint.paper(params, "tables", runs)
-        files = tuple(layout.table(table))
+        filled, files = fingerprint.table(params, table), tuple(layout.table(table))
         yield Job(f"table/{table}", filled, files, _extracted(params, runs))
-    compared = pruning_runs(params)
-    saved = fingerprint.paper(params, PRUNING, compared)
-    yield Job(PRUNING, saved, tuple(layout.pruning), _extracted(params, compared))
+    compared = _extracted(params, fingerprint.pruning_runs(params))
+    yield Job(PRUNING, fingerprint.pruning(params), tuple(layout.pruning), compared)
     for figure, row in FIGURES.items():
-        drawn = fingerprint.paper(params, "figures", row.runs)
-        files = (layout.figure(figure),)
+        drawn, files = fingerprint.figure(params, figure), (layout.figure(figure),)
         yield Job(f"figure/{figure}", drawn, files, _extracted(params, row.runs))
-    decided = fingerprint.paper(params, "claims", params.runs)
+    decided = fingerprint.claims(params)
     yield Job("claims", decided, tuple(layout.claims), _extracted(params, params.runs))
     yield Job("summary", decided, (layout.summary,), ("claims",))
     shown = [f"table/{table}" for table in TABLE_RUNS] + [f"figure/{figure}" for figure in FIGURES]
     yield Job("report", fingerprint.report(params), (layout.report,), ("claims", PRUNING, *shown))
-
-
-def pruning_runs(params: Params) -> list[str]:
-    """The masked runs whose saving is told, and the runs that they branch off."""
-    pruned = [run for run in PRUNED_RUNS if run in params.runs]
-    return sorted({*pruned, *(str(params.runs[run].parent) for run in pruned)})
 
 
 def _extracted(params: Params, runs: Collection[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@ import signal
 from pathlib import Path
 
 from relu_sparsity.errors import UserError
+from relu_sparsity.fingerprint import pruning_runs
 from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLE_RUNS, TABLES
 from relu_sparsity.params import MASKS, load_params
@@ -11,7 +12,6 @@ from relu_sparsity.workflow import (
     call_this_environment,
     hold_workflow_lock,
     keep_trained_runs,
-    pruning_runs,
     record_in_dvc,
     write_stamps,
 )

@@ -1,0 +1,395 @@
+"""Times the training step against its own matrix products, and writes a table of ratios.
+
+    python bench/bench.py                    # shapes: smoke, mini, wide
+    python bench/bench.py wide --rounds 30
+    python bench/bench.py --growth           # step time over width and depth, as a figure
+
+Everything of a shape is timed in one process, in turns, so that what else the machine does falls on
+all of it alike; best times are compared. Benchmark runners time one thing after the other, which on
+a shared machine compares the hours of the day.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relu_sparsity.data import sources
+from relu_sparsity.data.pipeline import train_batches
+from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
+from relu_sparsity.files import write_json, write_text
+from relu_sparsity.flops import forward_flops_per_token
+from relu_sparsity.model import KeptUnits, split_by_stack
+from relu_sparsity.params import DataParams, RunConfig
+from relu_sparsity.sparsity import unit_use
+from relu_sparsity.training.compaction import Compaction
+from relu_sparsity.training.step import Steps, make_mesh, make_steps
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "smoke": {"emb_dim": 32, "mlp_dim": 256, "seq_len": 64, "vocab": 1024, "tied": False},
+    "mini": {"emb_dim": 32, "mlp_dim": 1024, "seq_len": 128, "vocab": 4096, "tied": True},
+    "wide": {"emb_dim": 64, "mlp_dim": 2048, "seq_len": 128, "vocab": 4096, "tied": True},
+}
+BATCH, LAYERS, HEADS = 8, 6, 4
+GROWTH_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
+GROWTH_DEPTHS = (2, 6, 10, 14)
+RESULTS = Path("results/bench")
+
+
+@dataclass
+class Timed:
+    """Something to time: `run` starts it and returns what to wait for."""
+
+    run: Callable[[], Any]
+    seconds: list[float] = field(default_factory=list)
+
+    def once(self) -> None:
+        """Runs it once and keeps the time."""
+        start = time.perf_counter()
+        jax.block_until_ready(self.run())
+        self.seconds.append(time.perf_counter() - start)
+
+    @property
+    def best(self) -> float:
+        """The best time, in seconds."""
+        return min(self.seconds)
+
+
+def in_turns(timed: Sequence[Timed], rounds: int) -> None:
+    """Times each thing once per round, after two rounds that compile and warm up."""
+    for each in timed:
+        jax.block_until_ready(each.run())
+        jax.block_until_ready(each.run())
+    for turn in range(rounds):
+        for each in timed if turn % 2 else reversed(timed):
+            each.once()
+
+
+def config_of(shape: dict[str, Any], num_layers: int = LAYERS, **model: Any) -> RunConfig:
+    """A run's parameters for a shape."""
+    return RunConfig.model_validate(
+        {
+            "tokenizer": {"vocab_size": shape["vocab"]},
+            "model": {
+                "num_layers": num_layers,
+                "emb_dim": shape["emb_dim"],
+                "num_heads": HEADS,
+                "mlp_dim": shape["mlp_dim"],
+                "mlp_bias": True,
+                "tie_embeddings": shape["tied"],
+                "remat": True,
+                **model,
+            },
+            "training": {
+                "seq_len": shape["seq_len"],
+                "per_device_batch_size": BATCH,
+                "global_batch_size": BATCH,
+            },
+        }
+    )
+
+
+def steps_of(config: RunConfig, mlp_dims: Sequence[int]) -> Steps:
+    """The compiled steps of a shape on one device."""
+    vocab_size = config.tokenizer.vocab_size
+    return make_steps(config, vocab_size=vocab_size, mlp_dims=mlp_dims, mesh=make_mesh(1))
+
+
+def tokens_of(config: RunConfig) -> jax.Array:
+    """Tokens with the frequencies of text: few are common."""
+    generator = np.random.default_rng(0)
+    shape = (BATCH, config.training.seq_len + 1)
+    return jnp.asarray(generator.zipf(1.3, shape) % config.tokenizer.vocab_size, jnp.int32)
+
+
+def stepper(step: Any, state: Any, tokens: jax.Array, kept: Any = None) -> Timed:
+    """Times a training step; each call goes on from the last state."""
+    holder = [state]
+
+    def run() -> Any:
+        holder[0], output = step(holder[0], tokens, jnp.float32(1e-3), kept)
+        return output
+
+    return Timed(run)
+
+
+def matrix_products(config: RunConfig) -> dict[tuple[int, int, int, int], int]:
+    """How often a training step multiplies (batch, m, k) with (batch, k, n), by shape."""
+    emb_dim, heads = config.model.emb_dim, config.model.num_heads
+    seq_len, layers = config.training.seq_len, config.model.num_layers
+    rows = BATCH * seq_len
+    products: dict[tuple[int, int, int, int], int] = {}
+
+    def add(count: int, *shape: int) -> None:
+        key = (shape[0], shape[1], shape[2], shape[3])
+        products[key] = products.get(key, 0) + count
+
+    for count, inner, outer in (
+        (layers, emb_dim, 3 * emb_dim),
+        (layers, emb_dim, emb_dim),
+        (layers, emb_dim, config.model.mlp_dim),
+        (layers, config.model.mlp_dim, emb_dim),
+        (1, emb_dim, config.tokenizer.vocab_size),
+    ):
+        add(count, 1, rows, inner, outer)
+        add(count, 1, rows, outer, inner)
+        add(count, 1, inner, rows, outer)
+    add(2 * layers, BATCH * heads, seq_len, emb_dim // heads, seq_len)
+    add(4 * layers, BATCH * heads, seq_len, seq_len, emb_dim // heads)
+    return products
+
+
+def floor_of(config: RunConfig) -> list[tuple[Timed, int]]:
+    """Each matrix product of a step alone, and how often the step does it."""
+    generator = np.random.default_rng(0)
+    multiply = jax.jit(jnp.matmul)
+    floor = []
+    for (batch, m, k, n), count in matrix_products(config).items():
+        left, right = (
+            jnp.asarray(generator.standard_normal(shape).squeeze(), jnp.float32)
+            for shape in ((batch, m, k), (batch, k, n))
+        )
+        floor.append((Timed(partial(multiply, left, right)), count))
+    return floor
+
+
+def pseudocode_use(activations: jax.Array) -> dict[str, jax.Array]:
+    """The metrics as the paper writes them down (A.6): percentiles of all activations' counts."""
+    on = (activations > 0).astype(jnp.float32)
+    batch, seq_len, hidden = on.shape
+    per_unit = on.sum(axis=1)
+    used = (per_unit > 0).sum(axis=-1) / hidden
+    metrics = {
+        "token_use": on.mean(),
+        "sequence_use": (on.max(axis=1)).mean(),
+        "batch_use": on.max(axis=(0, 1)).mean(),
+    }
+    for q in (50, 65, 75, 90):
+        rescaled = q * used + 100 * (1 - used)
+        of_each = [jnp.percentile(per_unit[i], rescaled[i]) for i in range(batch)]
+        metrics[f"p{q}"] = jnp.stack(of_each).mean() / seq_len
+    return metrics
+
+
+def time_shape(name: str, rounds: int) -> dict[str, Any]:
+    """Times everything of one shape.
+
+    Returns:
+      Milliseconds and ratios, by name.
+    """
+    config = config_of(SHAPES[name])
+    whole = [config.model.mlp_dim] * config.model.num_layers
+    steps, tokens = steps_of(config, whole), tokens_of(config)
+    compile_seconds = {}
+    for kind in ("train", "train_and_measure"):
+        lowered = getattr(steps, kind).lower(steps.state, tokens, jnp.float32(0), None)
+        start = time.perf_counter()
+        lowered.compile()
+        compile_seconds[kind] = time.perf_counter() - start
+
+    generator = np.random.default_rng(0)
+    kept = [generator.random(width) < 0.5 for width in whole]
+    masks = [
+        KeptUnits(mask=jnp.stack(layers).astype(jnp.float32))
+        for layers in split_by_stack(kept, whole)
+    ]
+    part = Compaction(kept, multiple_of=max(1, config.model.mlp_dim // 16))
+    compact = steps_of(config, part.mlp_dims)
+    left = [
+        KeptUnits(jnp.stack(mask).astype(jnp.float32), jnp.stack(where))
+        for mask, where in zip(
+            split_by_stack(part.unit_masks, part.mlp_dims),
+            split_by_stack(part.positions, part.mlp_dims),
+            strict=True,
+        )
+    ]
+    activations = jnp.maximum(
+        jnp.asarray(generator.standard_normal((BATCH, config.training.seq_len, whole[0]))), 0
+    )
+    ours, papers = jax.jit(unit_use), jax.jit(pseudocode_use)
+    evaluated = steps.init(0).params
+    parts = {
+        "step": stepper(steps.train, steps.init(0), tokens),
+        "step with metrics": stepper(steps.train_and_measure, steps.init(0), tokens),
+        "forward": Timed(lambda: steps.evaluate(evaluated, tokens, None)),
+        "masked step": stepper(steps.train, steps.init(0), tokens, masks),
+        "compacted step": stepper(compact.train, compact.init(0), tokens, left),
+        "metrics": Timed(lambda: ours(activations)),
+        "metrics, A.6 as written": Timed(lambda: papers(activations)),
+        "a batch of text": data_pipeline(config),
+    }
+    floor = floor_of(config)
+    in_turns([*parts.values(), *(product for product, _ in floor)], rounds)
+    floor_seconds = sum(count * product.best for product, count in floor)
+    best = {name: each.best for name, each in parts.items()}
+    flops = (
+        3
+        * tokens[:, 1:].size
+        * forward_flops_per_token(
+            emb_dim=config.model.emb_dim,
+            mlp_dims=whole,
+            seq_len=config.training.seq_len,
+            vocab_size=config.tokenizer.vocab_size,
+        )
+    )
+    return {
+        "milliseconds": {
+            "matrix products": 1000 * floor_seconds,
+            **{name: 1000 * seconds for name, seconds in best.items()},
+        },
+        "median_milliseconds": {
+            name: 1000 * statistics.median(each.seconds) for name, each in parts.items()
+        },
+        "compile_seconds": compile_seconds,
+        "gflops_per_second": flops / best["step"] / 1e9,
+        "ratios": {
+            "step / matrix products": best["step"] / floor_seconds,
+            "step with metrics / step": best["step with metrics"] / best["step"],
+            "backward and update / forward": best["step"] / best["forward"] - 1,
+            "A.6 as written / metrics": best["metrics, A.6 as written"] / best["metrics"],
+            "masked step / compacted step, half of the units": best["masked step"]
+            / best["compacted step"],
+            "step / a batch of text": best["step"] / best["a batch of text"],
+        },
+        "metrics_memory_ratio": temporaries(papers, activations) / temporaries(ours, activations),
+    }
+
+
+def temporaries(function: Any, *arguments: Any) -> float:
+    """Bytes that a compiled function allocates beside its arguments, at least one."""
+    analysis = function.lower(*arguments).compile().memory_analysis()
+    return max(1.0, float(analysis.temp_size_in_bytes))
+
+
+def data_pipeline(config: RunConfig) -> Timed:
+    """Batches of real text, tokenized and packed."""
+    folder = Path(tempfile.mkdtemp(prefix="relu-sparsity-bench-"))
+    data = DataParams(packages=("networkx",))
+    documents = sources.documents(data, sources.prepare(data, folder), "train")
+    train_tokenizer(documents, config.tokenizer.vocab_size, folder / "tokenizer.model", 500)
+    batches = train_batches(
+        documents,
+        load_tokenizer(folder / "tokenizer.model"),
+        seq_len=config.training.seq_len,
+        global_batch_size=BATCH,
+        num_shards=1,
+        seed=0,
+    )
+    return Timed(lambda: next(batches))
+
+
+def time_growth(rounds: int) -> list[dict[str, float]]:
+    """Step time and memory over width and depth, plain and with metrics."""
+    rows = []
+    for mlp_dim in GROWTH_WIDTHS:
+        rows.append(_grown({**SHAPES["mini"], "mlp_dim": mlp_dim}, 2, rounds))
+    for num_layers in GROWTH_DEPTHS:
+        rows.append(_grown(SHAPES["mini"], num_layers, rounds))
+    return rows
+
+
+def _grown(shape: dict[str, Any], num_layers: int, rounds: int) -> dict[str, float]:
+    config = config_of(shape, num_layers)
+    steps = steps_of(config, [shape["mlp_dim"]] * num_layers)
+    tokens = tokens_of(config)
+    plain = stepper(steps.train, steps.init(0), tokens)
+    measured = stepper(steps.train_and_measure, steps.init(0), tokens)
+    in_turns([plain, measured], rounds)
+    analysis = (
+        steps.train_and_measure.lower(steps.state, tokens, jnp.float32(0), None)  # type: ignore[attr-defined]
+        .compile()
+        .memory_analysis()
+    )
+    return {
+        "mlp_dim": shape["mlp_dim"],
+        "num_layers": num_layers,
+        "step_ms": 1000 * plain.best,
+        "measured_step_ms": 1000 * measured.best,
+        "memory_mib": (analysis.temp_size_in_bytes + analysis.argument_size_in_bytes) / 2**20,
+    }
+
+
+def draw_growth(rows: list[dict[str, float]], path: Path) -> None:
+    """Draws what `time_growth` measured."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "relu-sparsity"
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    wide = [row for row in rows if row["num_layers"] == 2 and row["mlp_dim"] in GROWTH_WIDTHS]
+    deep = [row for row in rows if row["mlp_dim"] == SHAPES["mini"]["mlp_dim"]]
+    for axis, chosen, key, label in (
+        (axes[0], wide[: len(GROWTH_WIDTHS)], "mlp_dim", "mlp_dim, 2 layers"),
+        (axes[1], deep[-len(GROWTH_DEPTHS) :], "num_layers", "num_layers, mlp_dim 1024"),
+    ):
+        x = [row[key] for row in chosen]
+        axis.plot(x, [row["step_ms"] for row in chosen], "o-", label="step (ms)")
+        axis.plot(x, [row["measured_step_ms"] for row in chosen], "s--", label="with metrics (ms)")
+        axis.plot(x, [row["memory_mib"] for row in chosen], "^:", label="memory (MiB)")
+        axis.set_xlabel(label)
+        axis.legend(frameon=False)
+    axes[0].set(xscale="log", yscale="log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def as_markdown(measured: dict[str, dict[str, Any]]) -> str:
+    """The table of all shapes: ratios first, as times differ from machine to machine."""
+    device = jax.devices()[0].device_kind
+    lines = [
+        f"Best times in one process, JAX {jax.__version__}, {device}, {os.cpu_count()} cores.",
+        "",
+        "| | " + " | ".join(measured) + " |",
+        "|:--|" + "--:|" * len(measured),
+    ]
+    first = next(iter(measured.values()))
+    for section, digits in (("ratios", 2), ("milliseconds", 2), ("compile_seconds", 2)):
+        unit = {"milliseconds": " (ms)", "compile_seconds": ": compile (s)"}.get(section, "")
+        for name in first[section]:
+            cells = (f"{each[section][name]:.{digits}f}" for each in measured.values())
+            lines.append(f"| {name}{unit} | " + " | ".join(cells) + " |")
+    for name, title in (
+        ("metrics_memory_ratio", "temporary memory, A.6 as written / metrics"),
+        ("gflops_per_second", "step (model GFLOP/s)"),
+    ):
+        cells = (f"{each[name]:.1f}" for each in measured.values())
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Times the shapes that are asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("shapes", nargs="*", choices=[*SHAPES, []], help="default: all")
+    parser.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--growth", action="store_true", help="over width and depth instead")
+    arguments = parser.parse_args()
+    if arguments.growth:
+        rows = time_growth(max(3, arguments.rounds // 4))
+        write_json(RESULTS / "growth.json", rows)
+        draw_growth(rows, RESULTS / "growth.svg")
+        print(json.dumps(rows, indent=1))
+        return
+    measured = {name: time_shape(name, arguments.rounds) for name in arguments.shapes or SHAPES}
+    assert all(math.isfinite(each["gflops_per_second"]) for each in measured.values())
+    write_json(RESULTS / "bench.json", measured)
+    write_text(RESULTS / "bench.md", as_markdown(measured))
+    print(as_markdown(measured))
+
+
+if __name__ == "__main__":
+    main()
