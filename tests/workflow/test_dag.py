@@ -151,7 +151,7 @@ def test_commands_called_by_hand_refuse_results_of_other_parameters(project):
         ["extract", "--run", "round1", "--seed", "1"],
     ):
         output = project.run("relu_sparsity.cli", *command, status=1)
-        assert "round1/seed1/run.json: was made for other parameters; run" in output
+        assert "round1/seed1/run.json: was made from something else; run" in output
     output = project.run("relu_sparsity.cli", "tables", "--scale", "mini", status=1)
     assert "has no results of" in output
 

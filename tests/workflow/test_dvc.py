@@ -15,7 +15,7 @@ from relu_sparsity.params import load_params
 from relu_sparsity.workflow import all_jobs
 
 # Long enough to be caught in the middle.
-LONGER = {"runs": {"lr_x1of3": {"training": {"num_steps": 2000}}}}
+LONGER = {"training": {"num_steps": "x20"}}
 
 
 def git(project, *arguments):
@@ -79,14 +79,21 @@ def test_an_edit_retrains_that_run_and_a_checkout_brings_the_old_results_back(ve
     assert "up to date" in project.run("dvc", "repro")
 
 
-@pytest.mark.parametrize("whole_group", [True, False])
-def test_killed_in_the_middle_of_a_run_repro_goes_on_with_it(versioned, tmp_path, whole_group):
-    projects = [versioned.copy(tmp_path / name) for name in ("killed", "uninterrupted")]
-    for project in projects:
-        project.edit(lambda document: document["scales"]["smoke"].update(LONGER))
-    killed, uninterrupted = projects
-    uninterrupted.run("dvc", "repro")
+@pytest.fixture(scope="module")
+def uninterrupted(versioned, tmp_path_factory):
+    """The results of a longer run, made by `dvc repro` in one go."""
+    project = versioned.copy(tmp_path_factory.mktemp("uninterrupted") / "project")
+    project.edit(lambda document: document["runs"]["lr_x1of3"].update(LONGER))
+    project.run("dvc", "repro")
+    return project.result_bytes()
 
+
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_killed_in_the_middle_of_a_run_repro_goes_on_with_it(
+    versioned, uninterrupted, tmp_path, whole_group
+):
+    killed = versioned.copy(tmp_path / "killed")
+    killed.edit(lambda document: document["runs"]["lr_x1of3"].update(LONGER))
     before = trained_runs(killed)
     process = killed.start("dvc", "repro")
     in_the_middle = "store/runs/smoke/lr_x1of3/seed0/*/checkpoints/[1-9]??"
@@ -102,7 +109,7 @@ def test_killed_in_the_middle_of_a_run_repro_goes_on_with_it(versioned, tmp_path
     killed.run("dvc", "repro")
     log = (killed.folder / "logs/smoke/train/lr_x1of3.seed0.log").read_text()
     assert "resumes at step" in log
-    assert killed.result_bytes() == uninterrupted.result_bytes()
+    assert killed.result_bytes() == uninterrupted
     assert "up to date" in killed.run("dvc", "status")
 
 
