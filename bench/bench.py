@@ -11,6 +11,7 @@ a shared machine compares the hours of the day.
 
 import argparse
 import json
+import logging
 import math
 import os
 import statistics
@@ -220,6 +221,7 @@ def time_shape(name: str, rounds: int) -> dict[str, Any]:
     )
     ours, papers = jax.jit(unit_use), jax.jit(pseudocode_use)
     evaluated = steps.init(0).params
+    logging.getLogger("absl").setLevel(logging.ERROR)
     parts = {
         "step": stepper(steps.train, steps.init(0), tokens),
         "step with metrics": stepper(steps.train_and_measure, steps.init(0), tokens),

@@ -201,7 +201,8 @@ class Stack(nnx.Module):
             return nnx.merge(graph, state)(x, kept_here, group_size)
 
         if self.remat:
-            apply_block = jax.checkpoint(apply_block, prevent_cse=False)
+            # XLA unrolls a scan of one layer, and would then share what is to be recomputed.
+            apply_block = jax.checkpoint(apply_block, prevent_cse=self.num_layers == 1)
         return jax.lax.scan(apply_block, x, (stacked, kept))
 
 
