@@ -238,7 +238,7 @@ def claims(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> Non
 
 @app.command()
 def summary(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Sum up every run's loss, accuracy and batch use, and the verdicts, for `dvc metrics`."""
+    """Sum up every run's loss and batch use, and the verdicts, for `dvc metrics`."""
     from relu_sparsity import fingerprint, jobs
     from relu_sparsity.paper.claims import write_summary
 

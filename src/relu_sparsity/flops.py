@@ -5,7 +5,8 @@ what rematerialization computes again does not count.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from relu_sparsity.params import RunConfig
 
@@ -22,6 +23,24 @@ def forward_flops_per_token(
     attention = 4 * emb_dim**2 + 2 * seq_len * emb_dim
     layers = sum(attention + 2 * emb_dim * mlp_dim for mlp_dim in mlp_dims)
     return 2.0 * (layers + emb_dim * vocab_size)
+
+
+def described_flops_per_token(config: Mapping[str, Any], mlp_dims: Sequence[int]) -> float:
+    """FLOPs of the forward pass, per token, of the run whose run.json holds `config`.
+
+    Args:
+      config: The key `config` of run.json.
+      mlp_dims: The widths that count: all, or those of the units that were trained.
+
+    Raises:
+      KeyError: `config` is not what training writes.
+    """
+    return forward_flops_per_token(
+        emb_dim=config["model"]["emb_dim"],
+        mlp_dims=mlp_dims,
+        seq_len=config["training"]["seq_len"],
+        vocab_size=config["tokenizer"]["vocab_size"],
+    )
 
 
 def training_flops(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from relu_sparsity import fingerprint
-from relu_sparsity.flops import forward_flops_per_token, training_flops
+from relu_sparsity.flops import described_flops_per_token, training_flops
 from relu_sparsity.jobs import run_store
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import MASKS, Params, RunConfig, RunParams
@@ -149,17 +149,11 @@ def measured_speed(params: Params) -> Speed:
         if not throughput.is_file():
             continue
         described = json.loads(path.read_text(encoding="utf-8"))
-        config = described["config"]
         with throughput.open(newline="") as file:
             tokens = statistics.median(
                 float(row["tokens_per_second"]) for row in csv.DictReader(file)
             )
-        per_token = forward_flops_per_token(
-            emb_dim=config["model"]["emb_dim"],
-            mlp_dims=config["model"]["mlp_dims"],
-            seq_len=config["training"]["seq_len"],
-            vocab_size=config["tokenizer"]["vocab_size"],
-        )
+        per_token = described_flops_per_token(described["config"], described["trained_mlp_dims"])
         speeds.append(3 * tokens * per_token / described["environment"]["num_devices"])
     if speeds:
         return Speed(statistics.median(speeds), len(speeds))

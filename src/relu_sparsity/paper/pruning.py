@@ -9,7 +9,7 @@ import pandas as pd
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_text
-from relu_sparsity.flops import forward_flops_per_token
+from relu_sparsity.flops import described_flops_per_token
 from relu_sparsity.paper.catalog import PRUNED_RUNS, TABLE_FORMATS
 from relu_sparsity.paper.tables import to_latex
 
@@ -37,7 +37,7 @@ def write_pruning(layout: "Layout", params: "Params") -> list[Path]:
 
     Each masked run stands beside its parent, which is the same model with all of its units. FLOPs
     are those of a training step; speeds are the medians over what each run's own job measured,
-    means over seeds, and empty where a run was not trained here.
+    means over seeds, and not a number where a run was not trained here.
 
     Raises:
       UserError: A result file is missing or malformed.
@@ -81,14 +81,7 @@ def _measure(layout: "Layout", parent: str, run: str, seed: int) -> dict[str, fl
         tokens = training["global_batch_size"] * training["seq_len"]
         whole, trained = config["model"]["mlp_dims"], described["trained_mlp_dims"]
         flops = {
-            name: 3
-            * tokens
-            * forward_flops_per_token(
-                emb_dim=config["model"]["emb_dim"],
-                mlp_dims=mlp_dims,
-                seq_len=training["seq_len"],
-                vocab_size=config["tokenizer"]["vocab_size"],
-            )
+            name: 3 * tokens * described_flops_per_token(config, mlp_dims)
             for name, mlp_dims in (("dense", whole), ("compacted", trained))
         }
         with np.load(layout.mask(run, seed)) as mask:

@@ -211,6 +211,7 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
 
 
 def compaction(job: TrainingJob) -> Compaction | None:
+    """The part of a masked model that a run trains; None where it trains the whole model."""
     mask = job.config.mask
     if job.unit_masks is None or not mask.compact:
         return None
