@@ -2,14 +2,19 @@
 # make reproduce SCALE=mini
 # make test                the tests
 # make bench               the training step against its own matrix products (minutes)
+# make tpu-check           do the paper's models fit its TPU slice? Needs no TPU (minutes)
+# make tpu-check TOPOLOGY=v5e:4x8
 # make setup               only the environment
 PYTHON ?= python3
 SCALE ?= smoke
 CORES ?= 2
+TOPOLOGY ?= v2:4x4
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup reproduce test bench lint lock help
+LIBTPU := $(VENV)/libtpu
+
+.PHONY: setup reproduce test bench tpu-check lint lock help
 .DEFAULT_GOAL := help
 
 help:
@@ -43,13 +48,31 @@ bench: setup
 	@echo "Table:   results/bench/bench.md"
 	@echo "Growth:  results/bench/growth.svg"
 
+# In a folder of its own: JAX finds it there when asked to, and starts faster without it.
+$(LIBTPU)/.complete: requirements-libtpu.txt $(VENV)/.complete
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade \
+		--target $(LIBTPU) -r requirements-libtpu.txt
+	@touch $@
+
+tpu-check: $(LIBTPU)/.complete
+	PYTHONPATH=$(LIBTPU) $(BIN)/relu-sparsity tpu check --scale tpu --topology $(TOPOLOGY)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 
-# The lock holds for every platform and names no package index.
+# The lock holds for every platform; those of a slice's hosts and of libtpu have the same versions.
+# None names a package index.
 lock:
 	uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --extra dev \
 		pyproject.toml -o requirements.txt
+	grep -E '^[a-z0-9-]+==' requirements.txt | sed 's/ *.$$//' > requirements-pins.tmp
+	uv pip compile --generate-hashes --no-header --python-version 3.11 --extra tpu \
+		--python-platform x86_64-manylinux_2_31 --constraint requirements-pins.tmp \
+		--no-annotate pyproject.toml -o requirements-tpu.txt
+	echo 'jax[tpu]' | uv pip compile --universal --generate-hashes --no-header --no-annotate \
+		--python-version 3.11 --constraint requirements-pins.tmp - \
+		| sed -n '/^libtpu==/,/[^\\]$$/p' > requirements-libtpu.txt
+	rm requirements-pins.tmp

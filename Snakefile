@@ -15,11 +15,25 @@ include: "workflow/rules/interventions.smk"
 include: "workflow/rules/paper.smk"
 
 
+# Seconds each: on a cluster they do not wait in its queue.
+localrules:
+    widths,
+    extract,
+    table,
+    figure,
+    claims,
+    summary,
+    pruning,
+    report,
+
+
 # The report opens with the claims.
 report: str(LAYOUT.results / "claims.rst")
 
 
 onstart:
+    if SLICE_PARAMS:
+        require_setup(SLICE_PARAMS, PARAMS)
     keep_trained_runs(PARAMS, LAYOUT)
 
 

@@ -5,13 +5,21 @@ import json
 import logging
 import os
 import sys
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from relu_sparsity import processes
-from relu_sparsity.errors import UserError
+from relu_sparsity.errors import (
+    TRY_AGAIN_STATUS,
+    USER_ERROR_STATUS,
+    Interrupted,
+    NotConnected,
+    UserError,
+)
 from relu_sparsity.layout import Layout
 from relu_sparsity.params import Params, load_params
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from relu_sparsity.fingerprint import Fingerprint
+    from relu_sparsity.tpu.slices import Slice
 
 log = logging.getLogger(__name__)
 app = typer.Typer(
@@ -28,6 +37,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+tpu = typer.Typer(
+    help="Slices of Cloud TPU: run a job on one, see which there are, delete what is left over. "
+    "docs/tpu.md tells how to set this up.",
+    no_args_is_help=True,
+)
+app.add_typer(tpu, name="tpu")
 
 Scale = Annotated[
     str | None,
@@ -40,7 +56,32 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads to use. [d
 StopWithParent = Annotated[
     bool, typer.Option(help="Save and stop when the calling process dies, as a job of Snakemake.")
 ]
+Distributed = Annotated[
+    bool | None,
+    typer.Option(
+        help="This is one of several processes, one per host, that train together: on a TPU pod, "
+        "or as --coordinator-address says. [default: as srun started it]"
+    ),
+]
+CoordinatorAddress = Annotated[
+    str | None,
+    typer.Option(
+        envvar="JAX_COORDINATOR_ADDRESS",
+        help="host:port of the first process, where neither a TPU pod nor SLURM tells.",
+    ),
+]
+NumProcesses = Annotated[
+    int | None, typer.Option(min=1, envvar="JAX_NUM_PROCESSES", help="How many processes.")
+]
+ProcessId = Annotated[
+    int | None, typer.Option(min=0, envvar="JAX_PROCESS_ID", help="Which one this is, from 0.")
+]
+HeartbeatTimeout = Annotated[
+    int, typer.Option(min=5, help="Seconds after which a silent process ends the others.")
+]
+Slices = Annotated[Path, typer.Option(help="What the slices are.", metavar="FILE")]
 DEFAULT_PARAMS = Path("params.yaml")
+DEFAULT_SLICES = Path("workflow/profiles/tpu/slices.yaml")
 
 
 def _load(params_file: Path, scale: str | None) -> tuple[Params, Layout]:
@@ -84,6 +125,32 @@ def plan(
 
 
 @app.command()
+def status(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    watch: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Show it again and again.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell how far every run is: step, loss, tokens/s, MFU, time left, where it runs."""
+    from relu_sparsity import status
+
+    params, _ = _load(params_file, scale)
+    while True:
+        found = status.all_status(params)
+        if as_json:
+            print(json.dumps({"scale": params.scale, "runs": status.as_json(found)}, indent=1))
+        else:
+            if watch is not None:
+                print("\033[2J\033[H", end="")
+            print(*status.as_lines(found), sep="\n", flush=True)
+        if watch is None:
+            return
+        time.sleep(watch)
+
+
+@app.command()
 def tokenizer(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Build the data set; train the tokenizer on it, or copy the given one."""
     from relu_sparsity import jobs
@@ -107,16 +174,23 @@ def train(
     params_file: ParamsFile = DEFAULT_PARAMS,
     threads: Threads = None,
     stop_with_parent: StopWithParent = False,
+    distributed: Distributed = None,
+    coordinator_address: CoordinatorAddress = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    heartbeat_timeout: HeartbeatTimeout = 100,
 ) -> None:
     """Train a run to the end, or go on where it stopped, and export its results.
 
-    SIGTERM or Ctrl-C saves a checkpoint; the same command goes on from there.
+    SIGTERM or Ctrl-C saves a checkpoint; the same command goes on from there, on any number of
+    hosts and devices that share the global batch evenly.
     """
     from relu_sparsity import jobs
 
     params, layout = _load(params_file, scale)
     params.run(run, seed)
-    with _training_process(threads, stop_with_parent):
+    others = _Others(distributed, coordinator_address, num_processes, process_id, heartbeat_timeout)
+    with _training_process(threads, stop_with_parent, others):
         jobs.train_run(params, layout, run, seed)
 
 
@@ -128,13 +202,19 @@ def mask(
     params_file: ParamsFile = DEFAULT_PARAMS,
     threads: Threads = None,
     stop_with_parent: StopWithParent = False,
+    distributed: Distributed = None,
+    coordinator_address: CoordinatorAddress = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    heartbeat_timeout: HeartbeatTimeout = 100,
 ) -> None:
     """Write the units that a masked run keeps (section 4.1.1)."""
     from relu_sparsity import jobs
 
     params, layout = _load(params_file, scale)
     params.run(run, seed)
-    with _training_process(threads, stop_with_parent):
+    others = _Others(distributed, coordinator_address, num_processes, process_id, heartbeat_timeout)
+    with _training_process(threads, stop_with_parent, others):
         jobs.write_mask(params, layout, run, seed)
 
 
@@ -276,6 +356,140 @@ def report(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> Non
     _sign([write_report(layout.report, params.scale)], fingerprint.report(params))
 
 
+@tpu.command("run")
+def tpu_run(
+    command: Annotated[str, typer.Argument(help="train or mask", metavar="COMMAND")],
+    run: Run,
+    seed: Seed = 0,
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    slices: Slices = DEFAULT_SLICES,
+    threads: Annotated[int | None, typer.Option(hidden=True)] = None,
+    stop_with_parent: StopWithParent = False,
+) -> None:
+    """Run a job on a slice of its own, and delete the slice whatever happens.
+
+    A slice that is preempted, or whose host dies, is replaced, and the job goes on from its
+    checkpoint. Ctrl-C lets it save one first. Nothing runs where the store has the result already.
+    """
+    from relu_sparsity.tpu.launcher import launch
+    from relu_sparsity.tpu.slices import load_slice_params
+
+    del threads  # They are the hosts' business.
+    if command not in ("train", "mask"):
+        raise UserError(f"{command!r}: is no job for a slice; allowed: train, mask")
+    if stop_with_parent:
+        processes.stop_with_parent()
+    params, layout = _load(params_file, scale)
+    params.run(run, seed)
+    try:
+        launch(params, layout, load_slice_params(slices), command, run, seed)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(143) from None
+
+
+@tpu.command("host", hidden=True)
+def tpu_host(
+    attempt: Annotated[int, typer.Option(help="Which slice this is, of those for this job.")],
+    worker: Annotated[int, typer.Option(help="This host, from 0.")],
+) -> None:
+    """Run this host's part of a slice's job. The start-up script of a slice calls this."""
+    from relu_sparsity.layout import store_root
+    from relu_sparsity.tpu.host import serve
+    from relu_sparsity.tpu.slice_job import SliceJob
+
+    job = SliceJob(store_root() / "jobs" / os.environ["RELU_SPARSITY_SLICE"])
+    if serve(job, attempt=attempt, worker=worker) == "failed":
+        raise typer.Exit(USER_ERROR_STATUS)
+
+
+@tpu.command("check")
+def tpu_check(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    topology: Annotated[
+        str, typer.Option(help="The slice: v2:4x4, v4:2x2x4, v5e:4x8, ...")
+    ] = "v2:4x4",
+    run: Annotated[
+        list[str] | None, typer.Option(help="Only this one; can be given again.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compile every model of a scale for a slice that need not be there, and tell if it fits.
+
+    Needs the package libtpu: `make tpu-check` brings it and calls this for the tpu scale.
+    """
+    from relu_sparsity.tpu.check import check
+
+    params, _ = _load(params_file, scale)
+    result = check(params, topology, runs=run)
+    if as_json:
+        print(json.dumps(result.as_json(), indent=1))
+    else:
+        print(*result.lines(), sep="\n")
+    if problems := result.problems():
+        raise UserError("\n".join(problems))
+
+
+@tpu.command("list")
+def tpu_list(
+    slices: Slices = DEFAULT_SLICES,
+    all_stores: Annotated[
+        bool, typer.Option("--all", help="Also those whose jobs write to another store.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the slices that jobs of this store asked for."""
+    from relu_sparsity.tpu.launcher import connect, owned_slices
+    from relu_sparsity.tpu.slices import load_slice_params
+
+    found = owned_slices(connect(load_slice_params(slices)), all_stores=all_stores)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=1))
+    elif not found:
+        print("There are no slices.")
+    else:
+        _print_slices(found)
+
+
+@tpu.command("cleanup")
+def tpu_cleanup(
+    slices: Slices = DEFAULT_SLICES,
+    all_stores: Annotated[
+        bool, typer.Option("--all", help="Also those whose jobs write to another store.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete the slices that jobs of this store asked for, also those at work."""
+    from relu_sparsity.tpu.launcher import connect, owned_slices
+    from relu_sparsity.tpu.slices import load_slice_params
+
+    gcloud = connect(load_slice_params(slices))
+    found = owned_slices(gcloud, all_stores=all_stores)
+    if not found:
+        print("There are no slices.")
+        return
+    _print_slices(found)
+    if not yes and not sys.stdin.isatty():
+        raise UserError("there is nobody to ask; say --yes to delete these slices")
+    if not yes:
+        typer.confirm(f"Delete {len(found)} slice(s)?", abort=True)
+    for each in found:
+        gcloud.delete(each.name)
+        print(f"deleted {each.name}")
+
+
+def _print_slices(found: "Iterable[Slice]") -> None:
+    from tabulate import tabulate
+
+    rows = [
+        (each.name, each.state, each.accelerator_type, "spot" if each.spot else "", each.created)
+        for each in found
+    ]
+    print(tabulate(rows, ("slice", "state", "type", "", "asked for"), tablefmt="plain"))
+
+
 def _sign(paths: "Iterable[Path]", fingerprint: "Fingerprint") -> None:
     """Writes what they were made from into the results that have room for it."""
     from relu_sparsity.provenance import can_sign, sign
@@ -286,16 +500,49 @@ def _sign(paths: "Iterable[Path]", fingerprint: "Fingerprint") -> None:
         log.info("wrote %s", path)
 
 
+@dataclass(frozen=True)
+class _Others:
+    """How a process finds the others of its run."""
+
+    distributed: bool | None
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+    heartbeat_timeout: int
+
+    def connect(self) -> None:
+        from relu_sparsity import distributed
+
+        wanted = self.distributed
+        if wanted is None:
+            wanted = self.coordinator_address is not None or distributed.started_by_srun()
+        if not wanted:
+            return
+        distributed.initialize(
+            self.coordinator_address,
+            self.num_processes,
+            self.process_id,
+            heartbeat_timeout_seconds=self.heartbeat_timeout,
+        )
+        if not distributed.is_leader():
+            # All say the same.
+            logging.getLogger().setLevel(logging.WARNING)
+
+
 @contextlib.contextmanager
-def _training_process(threads: int | None, stop_with_parent: bool) -> "Iterator[None]":
+def _training_process(
+    threads: int | None, stop_with_parent: bool, others: _Others
+) -> "Iterator[None]":
     """Sets up a process that may train; a run that was asked to stop ends with status 143."""
     if stop_with_parent:
         processes.stop_with_parent()
     _configure_jax(threads)
-    from relu_sparsity.training.loop import Interrupted
+    others.connect()
+    from relu_sparsity import distributed
 
     try:
-        yield
+        with distributed.fail_together():
+            yield
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise typer.Exit(143) from None
@@ -303,13 +550,16 @@ def _training_process(threads: int | None, stop_with_parent: bool) -> "Iterator[
 
 def _configure_jax(threads: int | None) -> None:
     """Bounds XLA's threads and shares compiled programs between runs; call before JAX starts."""
+    from relu_sparsity.files import is_remote
     from relu_sparsity.layout import store_root
 
     if threads is not None:
         # XLA sizes its thread pools by NPROC.
         os.environ["NPROC"] = str(threads)
     cache = store_root() / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.absolute()))
+    if not is_remote(cache):
+        cache = cache.absolute()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -318,13 +568,13 @@ def main() -> None:
     """Runs the command line; errors that a user can mend end with status 1 and no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Libraries tell every checkpoint and every cache entry at this level.
-    for name in ("absl", "jax", "orbax", "etils", "matplotlib"):
+    for name in ("absl", "jax", "orbax", "etils", "matplotlib", "fsspec", "gcsfs", "google"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(TRY_AGAIN_STATUS if isinstance(error, NotConnected) else USER_ERROR_STATUS)
 
 
 if __name__ == "__main__":

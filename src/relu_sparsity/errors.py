@@ -1,8 +1,20 @@
-"""The errors that a user can mend."""
+"""The ways in which a command ends that are nobody's bug."""
+
+# What the command line exits with: for these errors, and where it makes sense to try again.
+USER_ERROR_STATUS = 1
+TRY_AGAIN_STATUS = 75
 
 
 class UserError(Exception):
     """Bad input: the message names the file or key, the value and what is allowed.
 
-    The command line prints the message without a traceback and exits with status 1.
+    The command line prints the message without a traceback and exits with `USER_ERROR_STATUS`.
     """
+
+
+class NotConnected(UserError):
+    """The processes of a run cannot find each other. The status is `TRY_AGAIN_STATUS`."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is saved and the next call goes on."""

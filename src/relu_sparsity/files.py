@@ -5,25 +5,43 @@ import glob
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from etils import epath
+
+# A path on a disk, or in a bucket.
+AnyPath: TypeAlias = Path | epath.Path
+
+
+def is_remote(path: AnyPath) -> bool:
+    """Whether `path` lies in a bucket (`gs://`), where every write of a file is atomic."""
+    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` and renames it to `path` on success.
+def atomic_write(path: AnyPath) -> Iterator[Path]:
+    """Yields a temporary path and moves what was written there to `path` on success.
 
     Args:
-      path: The file to write. Its folder is made if it is missing.
+      path: The file to write, on a disk or in a bucket. Its folder is made if it is missing.
 
     Yields:
-      A path with the same suffix in the same folder. It is removed when the body raises, and by
-      the next write of `path` when the process was killed.
+      A path with the same suffix, beside `path` where that is on a disk. It is removed when the
+      body raises, and by the next write of `path` when the process was killed.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / path.name
+            yield written
+            epath.Path(written).copy(path, overwrite=True)
+        return
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{path.suffix}"):
-        if not _is_alive(int(leftover.name.split(".tmp")[0].rpartition(".")[2])):
+        if not is_alive(int(leftover.name.split(".tmp")[0].rpartition(".")[2])):
             leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -33,7 +51,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -43,18 +62,18 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Writes `text` as UTF-8 with Unix line ends, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Writes `value` as JSON whose bytes depend on nothing but the value, atomically."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def sha256(path: Path) -> str:
+def sha256(path: AnyPath) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

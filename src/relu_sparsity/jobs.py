@@ -7,7 +7,7 @@ wrong order ends with an error and never with a wrong result.
 import json
 import logging
 import math
-import shutil
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from etils import epath
 from relu_sparsity import fingerprint, interventions
 from relu_sparsity.data import sources
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import atomic_write, sha256, write_json
-from relu_sparsity.layout import Layout, store_root
+from relu_sparsity.files import AnyPath, atomic_write, sha256, write_json
+from relu_sparsity.layout import Layout, data_root, store_root
 from relu_sparsity.params import MASKS, DataParams, Params, RunParams
 from relu_sparsity.provenance import as_keys, differences, made_from, signature
 from relu_sparsity.store import RunStore
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def prepare_text(data: DataParams) -> Path:
-    """Builds the data set in the store, unless this very code has built it there already."""
+    """Builds the data set on this machine's disk, unless this very code has built it already."""
     code = fingerprint.code(*fingerprint.DATA_MODULES)
-    return sources.prepare(data, store_root() / "data", fingerprint.digest(code))
+    return sources.prepare(data, data_root(), fingerprint.digest(code))
 
 
 def text_is_current(params: Params, layout: Layout) -> bool:
@@ -138,24 +138,36 @@ def run_store(params: Params, run: str, seed: int) -> RunStore:
 def train_run(params: Params, layout: Layout, run: str, seed: int) -> None:
     """Trains a run unless the store has it, and exports its result files.
 
+    Every process of the run calls this; the first one exports.
+
     Raises:
       UserError: Something it needs is missing or was made for other parameters, another process
         trains the run, or the training diverged.
-      relu_sparsity.training.loop.Interrupted: It was asked to stop.
+      relu_sparsity.errors.Interrupted: It was asked to stop.
     """
+    from relu_sparsity import distributed
+
     chosen = params.run(run, seed)
     store = run_store(params, run, seed)
-    keep_results(params, layout, run, seed)
-    if store.is_finished():
+    if distributed.is_leader():
+        keep_results(params, layout, run, seed)
+    if distributed.ask_leader(store.is_finished):
         log.info("%s is in the store: exports it", store.name)
     else:
-        with store.lock():
-            if not store.is_finished():
+        with distributed.held_by_leader(store.lock()):
+            if not distributed.ask_leader(store.is_finished):
                 _train(params, layout, chosen, seed, store)
+    if distributed.is_leader():
+        export_run(params, layout, run, seed)
+
+
+def export_run(params: Params, layout: Layout, run: str, seed: int) -> None:
+    """Copies a finished run's result files, and its speed, from the store."""
+    store = run_store(params, run, seed)
     store.export(layout.run(run, seed))
-    if store.throughput.is_file():
+    if store.throughput.exists():
         with atomic_write(layout.throughput(run, seed)) as temporary:
-            shutil.copyfile(store.throughput, temporary)
+            store.throughput.copy(temporary)
 
 
 def keep_results(params: Params, layout: Layout, run: str, seed: int) -> None:
@@ -176,6 +188,7 @@ def keep_results(params: Params, layout: Layout, run: str, seed: int) -> None:
 
 def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
     """Writes the units that a masked run keeps, as `layer<L>` in an NPZ file."""
+    from relu_sparsity import distributed
     from relu_sparsity.training.history import read_units
 
     chosen = params.run(run, seed)
@@ -183,6 +196,8 @@ def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
         raise UserError(f"runs.{run}.intervention: {chosen.intervention}; allowed: {_list(MASKS)}")
     mask = chosen.config.mask
     branch = _ensure_branch(params, layout, chosen.parent, seed, mask.step)
+    if not distributed.is_leader():
+        return
     used = read_units(branch / "units.npz", mask.step)
     kept = (
         interventions.unused_mask(used)
@@ -216,16 +231,19 @@ def write_widths(params: Params, layout: Layout, run: str, seed: int) -> None:
 
 
 def _train(params: Params, layout: Layout, run: RunParams, seed: int, store: RunStore) -> None:
+    from relu_sparsity import distributed
     from relu_sparsity.training.loop import train
 
     job = _training_job(params, layout, run, seed, store)
     history = train(job)
-    partial = store.folder / "finished.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    history.write(partial)
-    digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
-    write_json(partial / "run.json", _describe(params, run, seed, job) | {"sha256": digests})
-    partial.rename(store.finished)
+    if not distributed.is_leader():
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        history.write(folder)
+        digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+        write_json(folder / "run.json", _describe(params, run, seed, job) | {"sha256": digests})
+        store.finish(folder)
 
 
 def _training_job(
@@ -272,35 +290,51 @@ def _training_job(
         tokenizer=tokenizer,
         checkpoints=store.checkpoints,
         throughput=store.throughput,
+        progress=store.progress,
         branches={step: store.branch(step) for step in params.branch_steps(run.name)},
         start=start,
         unit_masks=unit_masks,
     )
 
 
-def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: int) -> Path:
+def has_branch(params: Params, run: str, seed: int) -> bool:
+    """Whether the store has what the mask of a masked run is made from."""
+    chosen = params.run(run, seed)
+    assert chosen.parent is not None
+    return run_store(params, chosen.parent, seed).has_branch(chosen.config.mask.step)
+
+
+def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: int) -> AnyPath:
     """The branch of a run at `step`, replayed from the start where the store does not have it."""
     from dataclasses import replace
 
+    from relu_sparsity import distributed
+
     store = run_store(params, run, seed)
-    if store.has_branch(step):
+
+    def is_there() -> bool:
+        return distributed.ask_leader(lambda: store.has_branch(step))
+
+    if is_there():
         return store.branch(step)
     from relu_sparsity.training.loop import train
 
     log.info("%s has no checkpoint at step %d in the store: trains up to it", store.name, step)
     replay = store.folder / f"replay{step}"
-    with store.lock(patience=math.inf):
-        if store.has_branch(step):
+    with distributed.held_by_leader(store.lock(patience=math.inf)):
+        if is_there():
             return store.branch(step)
         job = _training_job(params, layout, params.run(run, seed), seed, store)
         job = replace(
             job,
             checkpoints=replay / "checkpoints",
             throughput=replay / "throughput.csv",
+            progress=replay / "progress.json",
             branches={step: store.branch(step)},
         )
         train(job, until=step)
-        shutil.rmtree(replay)
+        if distributed.is_leader():
+            replay.rmtree()
     return store.branch(step)
 
 

@@ -4,6 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from etils import epath
+
+from relu_sparsity.files import is_remote
 from relu_sparsity.paper.catalog import CLAIM_FORMATS, PRUNING, TABLE_FORMATS
 
 RUN_FILES = (
@@ -16,13 +19,25 @@ RUN_FILES = (
 )
 
 
-def store_root() -> Path:
-    """The folder of trained runs, data sets and compiled programs.
+def store_root() -> epath.Path:
+    """The folder of trained runs and compiled programs, on a disk or in a bucket (`gs://`).
 
     No result is declared in it, so neither Snakemake nor DVC ever deletes it. The environment
     variable RELU_SPARSITY_STORE moves it.
     """
-    return Path(os.environ.get("RELU_SPARSITY_STORE", "store"))
+    root = epath.Path(os.environ.get("RELU_SPARSITY_STORE", "store"))
+    if is_remote(root):
+        import fsspec.config
+
+        # Else a listing is read once, and what another host writes later is never seen.
+        fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return root
+
+
+def data_root() -> Path:
+    """The folder of prepared data sets: always on a disk of this machine."""
+    store = store_root()
+    return Path("store" if is_remote(store) else store) / "data"
 
 
 @dataclass(frozen=True)

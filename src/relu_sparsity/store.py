@@ -1,7 +1,8 @@
 """Where trained runs live, by run, seed and fingerprint.
 
-The store holds what no workflow tool declares: checkpoints, finished exports, data sets. A run
-that is there is never trained again, whatever happened to the result files.
+The store holds what no workflow tool declares: checkpoints and finished exports. A run that is
+there is never trained again, whatever happened to the result files. It is a folder on a disk, or in
+a bucket that all hosts of a slice write to.
 """
 
 import contextlib
@@ -10,54 +11,78 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from etils import epath
+
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import atomic_write, sha256
+from relu_sparsity.files import AnyPath, atomic_write, is_remote, sha256
 from relu_sparsity.layout import RUN_FILES
 
 
 class RunStore:
     """The store's folder of one run, seed and fingerprint."""
 
-    def __init__(self, root: Path, scale: str, run: str, seed: int, fingerprint: str) -> None:
+    def __init__(self, root: AnyPath, scale: str, run: str, seed: int, fingerprint: str) -> None:
         self.name = f"{run} seed {seed}"
-        self.folder = root / "runs" / scale / run / f"seed{seed}" / fingerprint
+        self.folder = epath.Path(root) / "runs" / scale / run / f"seed{seed}" / fingerprint
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> epath.Path:
         """The checkpoints of the training under way."""
         return self.folder / "checkpoints"
 
     @property
-    def finished(self) -> Path:
-        """The result files; the folder exists once the run is finished."""
+    def finished(self) -> epath.Path:
+        """The result files, once the run is finished."""
         return self.folder / "finished"
 
     @property
-    def throughput(self) -> Path:
+    def throughput(self) -> epath.Path:
         """Tokens per second over the steps: of this machine, so it is no result."""
         return self.folder / "throughput.csv"
 
-    def branch(self, step: int) -> Path:
+    @property
+    def progress(self) -> epath.Path:
+        """How far the training is, for `relu-sparsity status`."""
+        return self.folder / "progress.json"
+
+    def branch(self, step: int) -> epath.Path:
         """The checkpoint and the used units at a step where other runs branch off."""
         return self.folder / "branches" / str(step)
 
     def is_finished(self) -> bool:
         """Whether the run's results are in the store."""
-        return self.finished.is_dir()
+        # On a disk the whole folder comes at once; in a bucket this file comes last.
+        return (self.finished / "run.json").exists()
 
     def has_branch(self, step: int) -> bool:
         """Whether another run can branch off at `step`."""
-        return (self.branch(step) / "units.npz").is_file()
+        return (self.branch(step) / "units.npz").exists()
 
     def last_checkpoint(self) -> int | None:
         """The step of the newest checkpoint of a training under way; None where there is none."""
         steps = [int(path.name) for path in self.checkpoints.glob("*") if path.name.isdecimal()]
         return max(steps, default=None)
+
+    def finish(self, folder: Path) -> None:
+        """Takes the result files of the finished run out of `folder`, all of them or none."""
+        if is_remote(self.folder):
+            for name in RUN_FILES:
+                epath.Path(folder / name).copy(self.finished / name, overwrite=True)
+            return
+        partial = Path(self.folder / f"finished.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in RUN_FILES:
+            shutil.copyfile(folder / name, partial / name)
+        try:
+            partial.rename(self.finished)
+        except OSError:
+            # Another process was faster.
+            shutil.rmtree(partial)
 
     def adopt(self, folder: Path) -> None:
         """Takes over the result files of a finished run: of another machine, of other parameters.
@@ -74,25 +99,19 @@ class RunStore:
             path, told = folder / name, described.get("sha256", {}).get(name)
             if name != "run.json" and (not path.is_file() or sha256(path) != told):
                 raise UserError(f"{path}: is missing, or not the file that run.json tells of")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="adopted.", dir=self.folder))
-        for name in RUN_FILES:
-            shutil.copyfile(folder / name, partial / name)
-        try:
-            partial.rename(self.finished)
-        except OSError:
-            # Another process was faster.
-            shutil.rmtree(partial)
+        self.finish(folder)
 
     def export(self, target: Path) -> None:
         """Copies the finished result files to `target`, `run.json` last."""
         for name in RUN_FILES:
             with atomic_write(target / name) as temporary:
-                shutil.copyfile(self.finished / name, temporary)
+                (self.finished / name).copy(temporary)
 
     @contextlib.contextmanager
     def lock(self, patience: float = 10.0) -> Iterator[None]:
         """Keeps a second trainer away; the system frees the lock when the process ends.
+
+        A bucket has no locks. There the run's slice is one: no second one can have its name.
 
         Args:
           patience: Seconds to wait for a trainer that is just saving and about to exit.
@@ -100,8 +119,11 @@ class RunStore:
         Raises:
           UserError: Another process trains this run.
         """
+        if is_remote(self.folder):
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "lock"
+        path = Path(self.folder / "lock")
         with path.open("a+") as file:
             deadline = time.monotonic() + patience
             while True:

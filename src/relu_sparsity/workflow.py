@@ -1,5 +1,6 @@
 """What the Snakefile needs beyond rules: what is stale, and locks."""
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -164,12 +165,14 @@ def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str]:
       The open lock file: keep it as long as the process lives.
     """
     folder.mkdir(exist_ok=True)
-    file = (folder / "relu-sparsity.lock").open("w")
+    file = (folder / "relu-sparsity.lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for leftover in folder.glob("locks/*"):
             leftover.unlink()
     except OSError:
         pass
-    fcntl.flock(file, fcntl.LOCK_SH)
+    # Some file systems of clusters have no locks: there left-overs are removed by hand.
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH)
     return file

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relu_sparsity.data.pipeline import TokenBatches, heldout_batches, train_batches
+from relu_sparsity.data.pipeline import (
+    TokenBatches,
+    heldout_batches,
+    merge_states,
+    train_batches,
+)
 from relu_sparsity.data.sources import Documents
 from relu_sparsity.data.tokenizer import Tokenizer
 from relu_sparsity.errors import UserError
@@ -71,26 +76,36 @@ def test_streams_share_out_the_shuffled_documents(tokenizer: Tokenizer):
         assert found == order[shard::4][: len(found)]
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
+@pytest.mark.parametrize("process_count", [2, 4, 8])
+@pytest.mark.parametrize("num_shards", [1, 2, 4, 8])
 def test_the_global_batch_does_not_depend_on_the_processes(
-    train_documents: Documents, tokenizer: Tokenizer, process_count: int
+    train_documents: Documents, tokenizer: Tokenizer, process_count: int, num_shards: int
 ):
-    def batches(index: int, count: int) -> np.ndarray:
-        iterator = train_batches(
+    def start(index: int, count: int) -> TokenBatches:
+        return train_batches(
             train_documents,
             tokenizer,
             seq_len=32,
             global_batch_size=8,
-            num_shards=4,
+            num_shards=num_shards,
             seed=1,
             process_index=index,
             process_count=count,
         )
-        return take(iterator, 20)
 
-    shared = [batches(index, process_count) for index in range(process_count)]
-    assert shared[0].shape == (20, 8 // process_count, 33)
-    np.testing.assert_array_equal(np.concatenate(shared, axis=1), batches(0, 1))
+    alone = start(0, 1)
+    shared = [start(index, process_count) for index in range(process_count)]
+    rows = [take(batches, 20) for batches in shared]
+    assert rows[0].shape == (20, 8 // process_count, 33)
+    np.testing.assert_array_equal(np.concatenate(rows, axis=1), take(alone, 20))
+    # Any other number of processes goes on from where these are.
+    position = merge_states([batches.get_state() for batches in shared])
+    assert position == alone.get_state()
+    pair = [start(index, 2) for index in range(2)]
+    for batches in pair:
+        batches.set_state(json.loads(json.dumps(position)))
+    following = np.concatenate([take(batches, 5) for batches in pair], axis=1)
+    np.testing.assert_array_equal(following, take(alone, 5))
 
 
 @settings(max_examples=40, deadline=None)
@@ -183,7 +198,7 @@ def test_no_threads_are_started(train_documents: Documents, tokenizer: Tokenizer
     ("global_batch_size", "num_shards", "process_count", "message"),
     [
         (8, 3, 1, r"data\.num_shards: 3 does not divide training\.global_batch_size 8; allowed"),
-        (8, 2, 4, r"data\.num_shards: 2 streams .* by 4 processes; allowed: multiples of 4"),
+        (8, 2, 3, r"global_batch_size: 8 sequences .* 3 processes; allowed: a multiple of 3"),
     ],
 )
 def test_streams_that_cannot_be_shared_out(

@@ -63,6 +63,7 @@ def make_job(config, text, tmp_path):
             "tokenizer": tokenizer,
             "checkpoints": tmp_path / name / "checkpoints",
             "throughput": tmp_path / name / "throughput.csv",
+            "progress": tmp_path / name / "progress.json",
         }
         return TrainingJob(name=name, **(fields | changes))
 

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from relu_sparsity.errors import Interrupted
 from relu_sparsity.training.checkpoints import Checkpoints
 from relu_sparsity.training.compaction import Compaction
-from relu_sparsity.training.loop import Interrupted, train
+from relu_sparsity.training.loop import train
 from relu_sparsity.training.step import make_mesh, make_steps
 
 VOCAB_SIZE = 400

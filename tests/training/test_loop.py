@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from relu_sparsity.data.pipeline import train_batches
-from relu_sparsity.errors import UserError
+from relu_sparsity.errors import Interrupted, UserError
 from relu_sparsity.interventions import unused_mask
 from relu_sparsity.training import loop
 from relu_sparsity.training.history import read_units
-from relu_sparsity.training.loop import Interrupted, train
+from relu_sparsity.training.loop import train
 
 
 def change(config, section, **values):

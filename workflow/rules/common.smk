@@ -8,6 +8,8 @@ from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLE_RUNS, TABLES
 from relu_sparsity.params import MASKS, load_params
 from relu_sparsity.processes import stop_with_parent
+from relu_sparsity.tpu.launcher import require_setup
+from relu_sparsity.tpu.slices import load_slice_params
 from relu_sparsity.workflow import (
     call_this_environment,
     hold_workflow_lock,
@@ -21,11 +23,13 @@ if "DVC_ROOT" in os.environ:
     # A killed `dvc repro` leaves nothing running, so that the next one can go on.
     stop_with_parent(signal.SIGKILL)
 
+SLICES = config.get("slices")
 try:
     PARAMS = load_params(Path("params.yaml"), config.get("scale"))
     LAYOUT = Layout(PARAMS.scale)
     WORKFLOW_LOCK = hold_workflow_lock()
     write_stamps(PARAMS, LAYOUT)
+    SLICE_PARAMS = load_slice_params(Path(SLICES)) if SLICES else None
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -38,6 +42,17 @@ wildcard_constraints:
     seed=r"\d+",
     figure=r"fig\d+",
     table=r"table\d+",
+
+
+def training_command(wildcards, threads, resources):
+    """What trains: this machine, several nodes of a cluster, or a slice of its own."""
+    if SLICES:
+        return f"relu-sparsity tpu run --slices {SLICES}"
+    if resources.get("mpi"):
+        # SLURM's own variables for these are gone in such a job.
+        size = f"--nodes={resources.nodes} --ntasks={resources.tasks} --cpus-per-task={threads}"
+        return f"{resources.mpi} {size} relu-sparsity"
+    return "relu-sparsity"
 
 
 def run_files(runs):

@@ -10,11 +10,12 @@ rule mask:
     resources:
         mem_mb=PARAMS.resources.mem_mb,
     params:
+        command=training_command,
         scale=SCALE,
     message:
         "make the mask of {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "exec relu-sparsity mask --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
+        "exec {params.command} mask --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " --threads {threads} --stop-with-parent > {log} 2>&1"
 
 

@@ -14,11 +14,12 @@ rule train:
     resources:
         mem_mb=PARAMS.resources.mem_mb,
     params:
+        command=training_command,
         scale=SCALE,
     message:
         "train {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "exec relu-sparsity train --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
+        "exec {params.command} train --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
         " --threads {threads} --stop-with-parent > {log} 2>&1"
 
 

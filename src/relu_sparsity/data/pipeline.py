@@ -5,7 +5,7 @@ a state is then exact without draining anything.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -22,37 +22,54 @@ class TokenBatches(Iterator[Int32[np.ndarray, "local_batch seq_plus_1"]]):
     """An endless iterator over batches whose position can be saved and restored exactly.
 
     Args:
-      streams: One packed stream for each of this process's shards, each of batches of rows.
+      streams: The packed streams that this process reads, by their number, each of batches of rows.
+      num_streams: How many there are for all processes.
+      rows: Which rows, one stream below the other, are this process's.
     """
 
-    def __init__(self, streams: Sequence[grain.IterDataset]):
-        self._streams = [iter(stream) for stream in streams]
+    def __init__(self, streams: Mapping[int, grain.IterDataset], num_streams: int, rows: slice):
+        self._streams = {number: iter(stream) for number, stream in streams.items()}
+        self._num_streams = num_streams
+        self._rows = rows
 
     def __iter__(self) -> "TokenBatches":
         return self
 
     def __next__(self) -> Int32[np.ndarray, "local_batch seq_plus_1"]:
-        return np.concatenate([next(stream) for stream in self._streams])
+        return np.concatenate([next(stream) for stream in self._streams.values()])[self._rows]
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position, in values that JSON knows."""
-        return {"streams": [_with_lists(stream.get_state()) for stream in self._streams]}
+        """Returns the position of every stream that this process reads, in values JSON knows."""
+        positions = {
+            str(number): _with_lists(stream.get_state()) for number, stream in self._streams.items()
+        }
+        return {"num_streams": self._num_streams, "positions": positions}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position; the next batch is the one that followed it.
 
         Args:
-          state: From `get_state` of an iterator over the same documents with the same arguments.
+          state: From `get_state`, or from `merge_states`, of iterators over the same documents
+            with the same arguments, but for the number of processes.
 
         Raises:
-          ValueError: The state is of another number of streams.
+          ValueError: The state is of another number of streams, or lacks one.
         """
-        if len(state["streams"]) != len(self._streams):
+        if state["num_streams"] != self._num_streams:
             raise ValueError(
-                f"the state is of {len(state['streams'])} streams, not of {len(self._streams)}"
+                f"the state is of {state['num_streams']} streams, not of {self._num_streams}"
             )
-        for stream, position in zip(self._streams, state["streams"], strict=True):
-            stream.set_state(_with_tuples(position))
+        missing = [number for number in self._streams if str(number) not in state["positions"]]
+        if missing:
+            raise ValueError(f"the state lacks the streams {missing}; merge all processes' states")
+        for number, stream in self._streams.items():
+            stream.set_state(_with_tuples(state["positions"][str(number)]))
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The positions of all streams, from the `get_state` of every process."""
+    positions = {number: where for state in states for number, where in state["positions"].items()}
+    return {"num_streams": states[0]["num_streams"], "positions": positions}
 
 
 def train_batches(
@@ -78,22 +95,21 @@ def train_batches(
       seq_len: Tokens that the model sees. A row has one more: `row[:-1]` is the input, `row[1:]`
         the target.
       global_batch_size: Rows of all processes together.
-      num_shards: Number of streams.
+      num_shards: Number of streams. Where `process_count` divides it, no stream is read twice.
       seed: Decides the order of the documents.
       process_index: This process, from 0.
-      process_count: How many processes share the streams, each an equal, contiguous part.
+      process_count: How many processes share a global batch, each an equal, contiguous part.
 
     Returns:
       Batches of `global_batch_size / process_count` rows.
 
     Raises:
-      UserError: `num_shards` does not divide `global_batch_size`, or `process_count` does not
-        divide `num_shards`.
+      UserError: `num_shards` or `process_count` does not divide `global_batch_size`.
     """
-    if num_shards % process_count:
+    if global_batch_size % process_count:
         raise UserError(
-            f"data.num_shards: {num_shards} streams cannot be shared by {process_count} "
-            f"processes; allowed: multiples of {process_count}"
+            f"training.global_batch_size: {global_batch_size} sequences cannot be shared evenly by "
+            f"{process_count} processes; allowed: a multiple of {process_count}"
         )
     if global_batch_size % num_shards:
         raise UserError(
@@ -103,15 +119,19 @@ def train_batches(
     # Grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
     shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     shuffled = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat()
-    per_process = num_shards // process_count
-    shards = range(process_index * per_process, (process_index + 1) * per_process)
+    of_stream, local = global_batch_size // num_shards, global_batch_size // process_count
+    first_row = process_index * local
+    numbers = range(first_row // of_stream, -(-(first_row + local) // of_stream))
+    skipped = first_row - numbers[0] * of_stream
     return TokenBatches(
-        [
-            _packed(shuffled[shard::num_shards], tokenizer, seq_len)
+        {
+            number: _packed(shuffled[number::num_shards], tokenizer, seq_len)
             .map(_tokens)
-            .batch(global_batch_size // num_shards)
-            for shard in shards
-        ]
+            .batch(of_stream)
+            for number in numbers
+        },
+        num_shards,
+        slice(skipped, skipped + local),
     )
 
 

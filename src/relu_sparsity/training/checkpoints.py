@@ -1,14 +1,15 @@
 """Orbax checkpoints of everything a run needs to go on: state, data iterator and history."""
 
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from relu_sparsity.errors import UserError
+from relu_sparsity.files import AnyPath, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +33,16 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one folder."""
 
-    def __init__(self, folder: Path, *, max_to_keep: int | None = 2) -> None:
-        self.folder = folder
+    def __init__(self, folder: AnyPath, *, max_to_keep: int | None = 2) -> None:
+        self.folder = epath.Path(folder)
+        if not is_remote(folder):
+            self.folder = self.folder.absolute()
         self._max_to_keep = max_to_keep
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
-            self.folder.absolute(),
+            self.folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=self._max_to_keep,
                 # On CPU the parameters that a step donates are the bytes that a save would read.
@@ -115,10 +118,12 @@ class Checkpoints:
             )
         return None
 
-    def _move_aside(self, step: int) -> Path:
+    def _move_aside(self, step: int) -> epath.Path:
         self._manager.close()
         damaged = self.folder.parent / "damaged"
         damaged.mkdir(exist_ok=True)
+        # A bucket has no empty folders to move something into.
+        (damaged / "README").write_text("Checkpoints that could not be read.\n")
         target = damaged / f"step{step}-{len(list(damaged.iterdir()))}"
         (self.folder / str(step)).rename(target)
         self._manager = self._open()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from relu_sparsity.files import atomic_write, write_text
+from relu_sparsity.files import AnyPath, atomic_write, write_text
 from relu_sparsity.sparsity import METRICS
 
 TRAINING_COLUMNS = ("loss", "accuracy", "learning_rate", "grad_norm")
@@ -116,7 +116,7 @@ class History:
         write_units(folder / "units.npz", self.units)
 
 
-def write_units(path: Path, units: dict[int, list[Bool[np.ndarray, " _mlp"]]]) -> None:
+def write_units(path: AnyPath, units: dict[int, list[Bool[np.ndarray, " _mlp"]]]) -> None:
     """Writes the used units of each step and layer under the keys `step<S>/layer<L>`."""
     arrays = {
         f"step{step}/layer{layer}": used
@@ -127,9 +127,9 @@ def write_units(path: Path, units: dict[int, list[Bool[np.ndarray, " _mlp"]]]) -
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
-def read_units(path: Path, step: int) -> list[Bool[np.ndarray, " _mlp"]]:
+def read_units(path: AnyPath, step: int) -> list[Bool[np.ndarray, " _mlp"]]:
     """Reads the used units of each layer at `step`, as written by `write_units`."""
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
         count = sum(name.startswith(f"step{step}/") for name in arrays.files)
         return [arrays[f"step{step}/layer{layer}"] for layer in range(count)]
 

@@ -2,12 +2,8 @@
 
 import logging
 import math
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,9 +12,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
-from relu_sparsity.data.pipeline import heldout_batches, train_batches
+from relu_sparsity import distributed
+from relu_sparsity.data.pipeline import heldout_batches, merge_states, train_batches
 from relu_sparsity.data.tokenizer import Tokenizer
-from relu_sparsity.errors import UserError
+from relu_sparsity.errors import Interrupted, UserError
+from relu_sparsity.files import AnyPath
 from relu_sparsity.model import KeptUnits, split_by_stack
 from relu_sparsity.params import RunConfig
 from relu_sparsity.sparsity import METRICS, UnitUse, mean_use
@@ -29,10 +27,6 @@ from relu_sparsity.training.progress import Progress
 from relu_sparsity.training.step import StepOutput, learning_rates, make_mesh, make_steps
 
 log = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is saved and the next call goes on."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,7 @@ class TrainingJob:
       tokenizer: The tokenizer.
       checkpoints: Folder of its checkpoints.
       throughput: Where the speed is written to.
+      progress: Where it is written how far the run is.
       branches: Steps at which other runs branch off, and the folder of each.
       start: The branch folder of the parent's that the run starts from, and the step.
       unit_masks: The units that each layer keeps; None keeps all.
@@ -61,10 +56,11 @@ class TrainingJob:
     train_documents: Sequence[str]
     heldout_documents: Sequence[str]
     tokenizer: Tokenizer
-    checkpoints: Path
-    throughput: Path
-    branches: dict[int, Path] = field(default_factory=dict)
-    start: tuple[Path, int] | None = None
+    checkpoints: AnyPath
+    throughput: AnyPath
+    progress: AnyPath
+    branches: dict[int, AnyPath] = field(default_factory=dict)
+    start: tuple[AnyPath, int] | None = None
     unit_masks: list[Bool[np.ndarray, " _mlp"]] | None = None
 
 
@@ -153,7 +149,9 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
 
     def save(to: Checkpoints, step: int) -> None:
         saved = state if part is None else part.put_back(jax.device_get(state), untrained)
-        to.save(Checkpoint(step, saved, batches.get_state(), history.to_arrays()))
+        # Any number of processes can go on from the positions of all of them.
+        positions = merge_states(distributed.gather(batches.get_state()))
+        to.save(Checkpoint(step, saved, positions, history.to_arrays()))
 
     # --- The loop: dispatch a step, then read the one before -----------------------------------
     # The host reads a step's numbers while the device is at the next one. Whatever needs the
@@ -161,15 +159,22 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
     measured = set(range(0, num_steps, config.metrics.metrics_every_steps)) | {num_steps - 1}
     reader = _Reader(job, history, rates, measured)
     with (
-        Progress(job.name, training, job.throughput, first_step) as progress,
-        _stop_signals() as stop_requested,
+        Progress(
+            job.name,
+            config,
+            part.mlp_dims if part else job.mlp_dims,
+            throughput=job.throughput,
+            state=job.progress,
+            first_step=first_step,
+        ) as progress,
+        distributed.stop_signals() as stop_requested,
     ):
         for step in range(first_step, num_steps + 1):
             at_end = step == num_steps
             eval_due = at_end or step % training.eval_every_steps == 0
             save_due = step % training.checkpoint_every_steps == 0 or at_end
             branch = job.branches.get(step)
-            stop = stop_requested.is_set()
+            stop = stop_requested(step)
             if eval_due or save_due or stop or branch is not None:
                 reader.read_pending()
             if stop:
@@ -201,7 +206,8 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
             if branch is not None:
                 units = reader.read_pending()
                 assert units is not None
-                write_units(branch / "units.npz", {step: units})
+                if distributed.is_leader():
+                    write_units(branch / "units.npz", {step: units})
                 if step == until:
                     checkpoints.close()
                     return history
@@ -238,7 +244,7 @@ def _kept_units(job: TrainingJob, part: Compaction | None) -> list[KeptUnits] | 
     ]
 
 
-def _save_branch(folder: Path, step: int, save: Any) -> None:
+def _save_branch(folder: AnyPath, step: int, save: Any) -> None:
     branch = Checkpoints(folder / "checkpoint", max_to_keep=None)
     if step not in branch.steps():
         save(branch, step)
@@ -327,25 +333,3 @@ def _metric_columns(use: UnitUse, seq_len: int) -> Float[np.ndarray, "layers met
     exact = jax.tree.map(lambda values: np.asarray(values, np.float64), use)
     means = mean_use(exact, seq_len=seq_len)
     return np.stack([means[metric] for metric in METRICS], axis=-1)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets; a second signal acts as usual."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-
-    def request(number: int, frame: Any) -> None:
-        requested.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for each in before:
-        signal.signal(each, request)
-    try:
-        yield requested
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -1,42 +1,79 @@
-"""How far a run is: a bar on a terminal, lines in a log, the speed in a file.
+"""How far a run is: a bar on a terminal, lines in a log, and two small files.
 
 Nothing here changes a result, so a change of it makes no run stale.
 """
 
 import csv
+import io
 import logging
 import math
 import os
+import socket
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 
-from relu_sparsity.params import TrainingParams
+from relu_sparsity.durations import duration
+from relu_sparsity.files import AnyPath, write_json, write_text
+from relu_sparsity.flops import forward_flops_per_token
+from relu_sparsity.params import RunConfig
+from relu_sparsity.tpu.hardware import peak_flops
 
 log = logging.getLogger(__name__)
 
 
 class Progress:
-    """A progress bar on a terminal, plain lines in a log, and the speed in a file."""
+    """Tells how far a run is.
+
+    Args:
+      name: How messages call the run.
+      config: Its parameters.
+      mlp_dims: The width of each layer that is trained.
+      throughput: The file of the speed over the steps.
+      state: The file of what is known now, for `relu-sparsity status`.
+      first_step: Updates done before.
+    """
 
     def __init__(
-        self, name: str, training: TrainingParams, throughput: Path, first_step: int
+        self,
+        name: str,
+        config: RunConfig,
+        mlp_dims: Sequence[int],
+        *,
+        throughput: AnyPath,
+        state: AnyPath,
+        first_step: int,
     ) -> None:
         self._name = name
-        self._training = training
+        self._training = config.training
         self._throughput = throughput
-        self._num_steps = training.num_steps
-        self._tokens_per_step = training.global_batch_size * training.seq_len
+        self._state_file = state
+        self._num_steps = config.training.num_steps
+        self._tokens_per_step = config.training.global_batch_size * config.training.seq_len
+        self._flops_per_token = 3 * forward_flops_per_token(
+            emb_dim=config.model.emb_dim,
+            mlp_dims=mlp_dims,
+            seq_len=config.training.seq_len,
+            vocab_size=config.tokenizer.vocab_size,
+        )
         self._first_step = self._last_step = first_step
         self._last_time: float | None = None
         self._tokens_per_second = math.nan
         self._heldout = ""
+        self._known: dict[str, Any] = {
+            "step": first_step,
+            "num_steps": self._num_steps,
+            "started": time.time(),
+            "process": os.getpid(),
+            **_where(),
+        }
         self._bar: Any = None
-        if sys.stderr.isatty() and jax.process_index() == 0:
+        self._writes = jax.process_index() == 0
+        if sys.stderr.isatty() and self._writes:
             from rich import progress
 
             self._bar = progress.Progress(
@@ -66,6 +103,7 @@ class Progress:
             jax.device_count(),
             jax.default_backend(),
         )
+        self._write_state("training")
         return self
 
     def __exit__(
@@ -76,15 +114,19 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        at_end = self._known["step"] >= self._num_steps
+        self._write_state("finished" if error is None and at_end else "stopped")
 
     def show_evaluation(self, loss: float, accuracy: float) -> None:
         """Takes the newest held-out numbers; the time of an evaluation is not the steps'."""
         self._heldout = f", held-out loss {loss:.4f}, accuracy {accuracy:.2%}"
+        self._known |= {"heldout_loss": loss, "heldout_accuracy": accuracy}
         self._last_time = None
 
     def advance(self, step: int, loss: float) -> None:
         """Counts a step; `loss` is the newest that is known, in nats."""
         done = step + 1
+        self._known["step"] = done
         if self._last_time is None:
             # The first step after a start compiles: the speed is measured from its end on.
             self._last_time, self._last_step = time.monotonic(), done
@@ -93,10 +135,12 @@ class Progress:
             elapsed = time.monotonic() - self._last_time
             if done > self._last_step and elapsed > 0:
                 rate = (done - self._last_step) / elapsed
-                self._tokens_per_second = rate * self._tokens_per_step
-                self._write_throughput(done)
                 left = (self._num_steps - done) / rate
-                numbers += f", {self._tokens_per_second:,.0f} tokens/s, {_duration(left)} left"
+                self._take_speed(done, rate * self._tokens_per_step, left)
+                numbers += f", {self._tokens_per_second:,.0f} tokens/s, {duration(left)} left"
+            if not math.isnan(loss):
+                self._known["loss"] = loss
+            self._write_state("training")
             if self._bar is None:
                 log.info(
                     "%s: step %d of %d, %s%s",
@@ -112,21 +156,42 @@ class Progress:
                 numbers = f"loss {loss:.4f}, {self._tokens_per_second:,.0f} tokens/s"
             self._bar.update(self._task, completed=done, numbers=numbers)
 
-    def _write_throughput(self, step: int) -> None:
-        if jax.process_index() != 0:
+    def _take_speed(self, step: int, tokens_per_second: float, seconds_left: float) -> None:
+        self._tokens_per_second = tokens_per_second
+        peak = peak_flops(self._known["device_kind"])
+        self._known |= {
+            "tokens_per_second": tokens_per_second,
+            "seconds_left": seconds_left,
+            "seconds_between_lines": self._training.log_every_steps
+            * self._tokens_per_step
+            / tokens_per_second,
+            "mfu": None
+            if peak is None
+            else tokens_per_second * self._flops_per_token / (peak * jax.device_count()),
+        }
+        if not self._writes:
             return
-        path = self._throughput
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(("step", "tokens_per_second"))
-            writer.writerow((step, f"{self._tokens_per_second:.0f}"))
-            file.flush()
-            os.fsync(file.fileno())
+        # Written anew, as objects in a bucket cannot grow.
+        text = io.StringIO(newline="")
+        if self._throughput.exists():
+            text.write(self._throughput.read_text())
+        else:
+            text.write("step,tokens_per_second\n")
+        text.seek(0, io.SEEK_END)
+        csv.writer(text, lineterminator="\n").writerow((step, f"{tokens_per_second:.0f}"))
+        write_text(self._throughput, text.getvalue())
+
+    def _write_state(self, state: str) -> None:
+        if self._writes:
+            write_json(self._state_file, self._known | {"state": state, "updated": time.time()})
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+def _where() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "tpu_slice": os.environ.get("RELU_SPARSITY_SLICE"),
+        "device_kind": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+    }

@@ -70,9 +70,12 @@ class Steps(NamedTuple):
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """All devices (or the first `num_devices`) along one axis, `data`."""
-    devices = jax.devices()[:num_devices]
-    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+    """All devices (or the first `num_devices`) along one axis, `data`.
+
+    Those of a process are neighbours, in the order of the processes, as its rows of a batch are.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices[:num_devices]), ("data",), axis_types=(AxisType.Auto,))
 
 
 def learning_rates(optimizer: OptimizerParams, num_steps: int) -> Float[np.ndarray, " steps"]:

@@ -1,0 +1,170 @@
+"""How far every run of a scale is, and where it runs. Nothing is changed."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from relu_sparsity.durations import duration
+from relu_sparsity.files import is_alive
+from relu_sparsity.jobs import run_store
+from relu_sparsity.layout import store_root
+from relu_sparsity.params import Params
+from relu_sparsity.store import RunStore
+from relu_sparsity.tpu.slice_job import SliceJob
+
+State = Literal["finished", "training", "silent", "stopped", "waiting", "not started"]
+
+# A run that has not said anything for so long has probably been killed.
+_SILENT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+      run: Its name.
+      seed: Its seed.
+      state: `silent` has been training, and was killed or has not said anything for ten minutes;
+        `waiting` waits for a slice, or for its hosts.
+      step: Updates done.
+      num_steps: Updates in all.
+      loss: The newest training loss, in nats.
+      heldout_loss: The newest held-out loss, in nats.
+      tokens_per_second: Over the last steps, by all devices together.
+      mfu: Model FLOP/s as a fraction of the devices' peak; None where the peak is not known.
+      seconds_left: Until the end, at this speed.
+      where: Host, SLURM job or slice, and devices.
+      seconds_since: Since it last said something.
+      message: What its launcher says.
+    """
+
+    run: str
+    seed: int
+    state: State
+    step: int
+    num_steps: int
+    loss: float | None = None
+    heldout_loss: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    seconds_left: float | None = None
+    where: str = ""
+    seconds_since: float | None = None
+    message: str = ""
+
+
+def all_status(params: Params) -> list[RunStatus]:
+    """The status of every run of a scale, as the parameters describe it now."""
+    launchers = _launchers()
+    return [_status(params, run, seed, launchers) for run, seed in params.jobs()]
+
+
+def _launchers() -> dict[str, dict[str, Any]]:
+    """What the launchers of slices say, by the slice's name."""
+    folder = store_root() / "jobs"
+    if not folder.exists():
+        return {}
+    jobs = (SliceJob(path) for path in folder.iterdir())
+    return {job.name: json.loads(job.launcher_state.read_text())
+            for job in jobs if job.launcher_state.exists()}  # fmt: skip
+
+
+def _status(params: Params, run: str, seed: int, launchers: dict[str, dict[str, Any]]) -> RunStatus:
+    store = run_store(params, run, seed)
+    num_steps = params.run(run).config.training.num_steps
+    known = json.loads(store.progress.read_text()) if store.progress.exists() else {}
+    told: dict[str, Any] = {key: known.get(key)
+            for key in ("loss", "heldout_loss", "tokens_per_second", "mfu")}  # fmt: skip
+    where = _where(known)
+    if store.is_finished():
+        return RunStatus(run, seed, "finished", num_steps, num_steps, where=where, **told)
+    launcher = _newest_launcher(store, launchers)
+    step = store.last_checkpoint() or 0
+    if not known:
+        state: State = "waiting" if launcher else "stopped" if step else "not started"
+        return RunStatus(
+            run, seed, state, step, num_steps, message=launcher.get("message", ""),
+            seconds_since=_age(launcher),
+        )  # fmt: skip
+    age = _age(known)
+    assert age is not None
+    state = "stopped" if known["state"] == "stopped" else "training"
+    # The lines of a slow run come seldom: it may be silent for a few of them.
+    usual = known.get("seconds_between_lines", 0.0)
+    if state == "training" and (age > max(_SILENT_SECONDS, 3 * usual) or _was_killed(known)):
+        state = "silent"
+    if state != "training" and (_age(launcher) or age) < age:
+        state = "waiting"
+    left = known.get("seconds_left")
+    return RunStatus(
+        run,
+        seed,
+        state,
+        step if state in ("stopped", "waiting") else known["step"],
+        num_steps,
+        seconds_left=left if state == "training" else None,
+        where=where,
+        seconds_since=age,
+        message=launcher.get("message", "") if state == "waiting" else "",
+        **told,
+    )
+
+
+def _was_killed(known: dict[str, Any]) -> bool:
+    """Whether the training process was one of this machine, and is there no more."""
+    return known["host"] == socket.gethostname() and not is_alive(known["process"])
+
+
+def _newest_launcher(store: RunStore, launchers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    suffix = store.folder.name[:8]
+    found = [told for name, told in launchers.items() if name.endswith(suffix) and told["at_work"]]
+    return max(found, key=lambda told: told["updated"], default={})
+
+
+def _age(told: dict[str, Any]) -> float | None:
+    return max(0.0, time.time() - told["updated"]) if told else None
+
+
+def _where(known: dict[str, Any]) -> str:
+    if not known:
+        return ""
+    place = known["tpu_slice"] or known["host"]
+    if known["slurm_job"]:
+        place = f"SLURM job {known['slurm_job']}, {place}"
+    hosts = f" on {known['num_processes']} hosts" if known["num_processes"] > 1 else ""
+    return f"{place}: {known['num_devices']} {known['device_kind']}{hosts}"
+
+
+def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
+    """A table for people to read."""
+    from tabulate import tabulate
+
+    header = ["run", "seed", "state", "step", "loss", "tokens/s", "MFU", "left", "heard", "where"]
+    rows = [
+        [
+            each.run,
+            each.seed,
+            each.state,
+            f"{each.step:,} of {each.num_steps:,}",
+            "" if each.loss is None else f"{each.loss:.4f}",
+            "" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}",
+            "" if each.mfu is None else f"{each.mfu:.1%}",
+            "" if each.seconds_left is None else duration(each.seconds_left),
+            "" if each.seconds_since is None else f"{duration(each.seconds_since)} ago",
+            each.message or each.where,
+        ]
+        for each in statuses
+    ]
+    yield tabulate(rows, header, tablefmt="plain", disable_numparse=True)
+    states = [each.state for each in statuses]
+    counted = (f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    yield f"\n{len(states)} runs: {', '.join(counted)}"
+
+
+def as_json(statuses: Sequence[RunStatus]) -> list[dict[str, Any]]:
+    """As values that JSON knows."""
+    return [asdict(each) for each in statuses]

@@ -1,0 +1,1 @@
+"""TPU slices: what training needs of them, and how a job runs on one."""

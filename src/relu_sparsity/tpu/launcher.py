@@ -1,0 +1,478 @@
+"""Runs a job on a slice of its own: asks for one, watches it, replaces a lost one, deletes it.
+
+The launcher is the only one that keeps a slice alive. However it ends, but for a kill that leaves
+it no time, the slice is gone afterwards; after such a kill the next launcher of the same job takes
+the slice over, and `relu-sparsity tpu cleanup` deletes it.
+"""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import shlex
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from relu_sparsity import fingerprint, jobs
+from relu_sparsity.durations import duration
+from relu_sparsity.errors import Interrupted, UserError
+from relu_sparsity.files import AnyPath, is_remote, write_json, write_text
+from relu_sparsity.layout import Layout, store_root
+from relu_sparsity.params import MASKS, Params
+from relu_sparsity.tpu.slice_job import EXPECTED, HostReport, JobDescription, SliceJob, write_bundle
+from relu_sparsity.tpu.slices import (
+    ATTEMPT_LABEL,
+    LOST,
+    OWNER_LABEL,
+    WAITING,
+    Gcloud,
+    PassingTrouble,
+    Slice,
+    SliceParams,
+    configured,
+    gcloud_is_installed,
+    owner_of,
+    slice_name,
+)
+
+log = logging.getLogger(__name__)
+
+_CODE = (Path("src"), Path("params.yaml"), Path("requirements-tpu.txt"))
+_STARTUP = Path(__file__).with_name("startup.sh")
+
+
+def connect(settings: SliceParams) -> Gcloud:
+    """Finds the project and the zone.
+
+    Raises:
+      UserError: `gcloud` is missing or not set up. The message tells all that is.
+    """
+    return _gcloud(settings, _missing_in_gcloud(settings))
+
+
+def require_setup(settings: SliceParams, params: Params | None = None) -> Gcloud:
+    """Checks that jobs can be launched, before anything is started.
+
+    Args:
+      settings: The slices.
+      params: The scale; its data have to be where the hosts can read them.
+
+    Raises:
+      UserError: Something has to be set up. One message tells all of it.
+    """
+    missing = _missing_in_gcloud(settings)
+    store = store_root()
+    if not is_remote(store):
+        missing.append(
+            f"a bucket for trained runs: export RELU_SPARSITY_STORE=gs://BUCKET/relu-sparsity "
+            f"(now {os.fspath(store)!r}, which the hosts of a slice cannot reach)"
+        )
+    if importlib.util.find_spec("gcsfs") is None:
+        missing.append("the extra `tpu`: pip install -e '.[tpu]' (gcsfs is missing)")
+    if params is not None and params.defaults.data.source == "tfds":
+        data_dir = params.defaults.data.data_dir
+        if data_dir is None or "://" not in data_dir:
+            missing.append(
+                f"the text: set scales.{params.scale}.data.data_dir in params.yaml to the folder "
+                f"in a bucket where TFDS stored {params.defaults.data.tfds_name} (now {data_dir or 'null'})"
+            )
+    return _gcloud(settings, missing)
+
+
+def _missing_in_gcloud(settings: SliceParams) -> list[str]:
+    if not gcloud_is_installed():
+        return ["the Google Cloud CLI: the command `gcloud` is not found; install it, then log in"]
+    missing = []
+    if settings.project is None and configured("core/project") is None:
+        missing.append("a project: gcloud config set project PROJECT, or `project:` in the profile")
+    if settings.zone is None and configured("compute/zone") is None:
+        missing.append("a zone: gcloud config set compute/zone ZONE, or `zone:` in the profile")
+    if configured("account") is None:
+        missing.append("an account: gcloud auth login")
+    return missing
+
+
+def _gcloud(settings: SliceParams, missing: list[str]) -> Gcloud:
+    if missing:
+        raise UserError(
+            "the slices cannot be launched; docs/tpu.md tells how to set this up:\n  - "
+            + "\n  - ".join(missing)
+        )
+    project = settings.project or configured("core/project")
+    zone = settings.zone or configured("compute/zone")
+    assert project is not None
+    assert zone is not None
+    return Gcloud(project, zone)
+
+
+def owned_slices(gcloud: Gcloud, *, all_stores: bool = False) -> list[Slice]:
+    """The slices of launchers of this project.
+
+    Args:
+      gcloud: Project and zone.
+      all_stores: Also those whose jobs write to another store: they may be someone else's.
+
+    Raises:
+      UserError: The cloud refuses, or does not answer.
+    """
+    try:
+        found = gcloud.list()
+    except PassingTrouble as trouble:
+        raise UserError(f"the cloud does not answer: {trouble}") from None
+    owner = owner_of(store_root())
+    return [each for each in found if all_stores or each.labels.get(OWNER_LABEL) == owner]
+
+
+def launch(
+    params: Params, layout: Layout, settings: SliceParams, command: str, run: str, seed: int
+) -> None:
+    """Runs `train` or `mask` of a run on a slice, and brings its small results here.
+
+    Args:
+      params: The scale.
+      layout: Where its results go.
+      settings: The slices.
+      command: `train` or `mask`.
+      run: The run.
+      seed: Its seed.
+
+    Raises:
+      UserError: Something has to be set up, or the job failed in a way that would come again.
+      Interrupted: It was asked to stop; the slice is deleted.
+    """
+    job = _Job(params, layout, settings, command, run, seed)
+    if job.is_done():
+        _delete_left_over(job.slice_job.name, settings)
+    else:
+        _Launcher(job, settings, require_setup(settings, params)).run()
+    # What is left needs no accelerator.
+    if command == "train":
+        jobs.export_run(params, layout, run, seed)
+    else:
+        jobs.write_mask(params, layout, run, seed)
+
+
+def _delete_left_over(name: str, settings: SliceParams) -> None:
+    """Deletes the slice of a launcher that was killed before its job was done."""
+    if _missing_in_gcloud(settings):
+        return
+    with contextlib.suppress(PassingTrouble):
+        gcloud = connect(settings)
+        if gcloud.describe(name) is not None:
+            log.info("%s: deletes the slice of a launcher that was killed", name)
+            gcloud.delete(name)
+
+
+class _Job:
+    """What has to be in the store at the end, and how the hosts make it."""
+
+    def __init__(
+        self,
+        params: Params,
+        layout: Layout,
+        settings: SliceParams,
+        command: str,
+        run: str,
+        seed: int,
+    ) -> None:
+        self.chosen = params.run(run, seed)
+        self._params, self._layout, self._settings = params, layout, settings
+        self._command, self._run, self._seed = command, run, seed
+        made, self.store = run, jobs.run_store(params, run, seed)
+        self._done_file = self.store.finished / "run.json"
+        words = []
+        if command == "mask":
+            parent = self.chosen.parent
+            if self.chosen.intervention not in MASKS or parent is None:
+                raise UserError(f"runs.{run}: has no mask; allowed: a run with one")
+            made, self.store = parent, jobs.run_store(params, parent, seed)
+            step = self.chosen.config.mask.step
+            self._done_file = self.store.branch(step) / "units.npz"
+            words = [f"step{step}"]
+        self._made_for = fingerprint.run(params, run, seed)
+        name = slice_name(params.scale, made, f"seed{seed}", *words, self.store.folder.name[:8])
+        self.slice_job = SliceJob(store_root() / "jobs" / name)
+
+    def is_done(self) -> bool:
+        return self._done_file.exists()
+
+    def newest_step(self) -> int:
+        """The last step that the store has, so that a lost slice has not lost it."""
+        return self.store.last_checkpoint() or 0
+
+    def prepare(self) -> None:
+        """Puts everything that the hosts need into the store."""
+        inputs = [self._layout.manifest, self._layout.tokenizer]
+        if self._command == "train" and self.chosen.intervention in MASKS:
+            inputs.append(self._layout.mask(self._run, self._seed))
+        elif self._command == "train" and self.chosen.intervention == "used_widths":
+            inputs.append(self._layout.widths(self._run, self._seed))
+        expected = json.dumps({"made_from": self._made_for.as_json()})
+        write_bundle([*_CODE, *inputs], {EXPECTED: expected.encode()}, self.slice_job.bundle)
+        self.slice_job.describe(
+            JobDescription(
+                command=(
+                    self._command, "--run", self._run, "--seed", str(self._seed),
+                    "--scale", self._params.scale, "--distributed",
+                ),
+                done_file=str(self._done_file.relative_to(store_root())),
+                run=self._run,
+                seed=self._seed,
+                scale=self._params.scale,
+                fingerprint=self._made_for.hash,
+                poll_seconds=self._settings.poll_seconds,
+            )
+        )  # fmt: skip
+
+    def startup_script(self, attempt: int) -> str:
+        """What every host runs when it boots."""
+        store: AnyPath = store_root()
+        values = {
+            "STORE": os.fspath(store if is_remote(store) else Path(store).absolute()),
+            "NAME": self.slice_job.name,
+            "ATTEMPT": str(attempt),
+            "PYTHON": self._settings.python or "",
+        }
+        text = _STARTUP.read_text(encoding="utf-8")
+        for key, value in values.items():
+            text = text.replace(f"@{key}@", shlex.quote(value))
+        return text
+
+
+class _NoCapacity(Exception):
+    """The cloud has no slice now."""
+
+
+class _SliceLost(Exception):
+    """The slice is there no more, or does nothing any more."""
+
+
+class _Launcher:
+    def __init__(self, job: _Job, settings: SliceParams, gcloud: Gcloud) -> None:
+        self._job = job
+        self._name = job.slice_job.name
+        self._settings = settings
+        self._gcloud = gcloud
+        self._attempt = 0
+        self._signals_seen = 0
+        self._asked_to_stop = threading.Event()
+        self._state = ""
+        self._shown = 0
+        self._restarts: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Keeps slices working on the job until it is done."""
+        try:
+            with self._signals():
+                self._work()
+        finally:
+            self._tell("deletes the slice")
+            self._gcloud.delete(self._name)
+            self._tell("the slice is deleted", at_work=False)
+
+    def _work(self) -> None:
+        self._job.prepare()
+        failures, best = 0, self._job.newest_step()
+        pause = self._settings.poll_seconds
+        is_there = self._adopt()
+        while True:
+            try:
+                if not is_there:
+                    self._create()
+                is_there = False
+                self._follow()
+                return
+            except _NoCapacity as trouble:
+                self._tell(f"no slice now, asks again in {pause:.0f} s: {trouble}")
+                self._gcloud.delete(self._name)
+                self._wait(pause)
+                pause = min(2 * pause, 600)
+            except _SliceLost as lost:
+                self._tell(f"{lost}; makes a new slice")
+                self._gcloud.delete(self._name)
+                pause, newest = self._settings.poll_seconds, self._job.newest_step()
+                failures = 0 if newest > best else failures + 1
+                best = max(best, newest)
+                if failures >= self._settings.max_failures:
+                    raise UserError(
+                        f"{self._name}: {failures} slices in a row were lost without a new "
+                        f"checkpoint (the last one: {lost}); allowed: max_failures, "
+                        f"{self._settings.max_failures}. Its logs are in "
+                        f"{os.fspath(self._job.slice_job.folder)}"
+                    ) from None
+
+    def _adopt(self) -> bool:
+        """Whether the slice of a launcher that was killed still works on the job."""
+        found = self._describe()
+        if found is None:
+            self._attempt = self._job.slice_job.last_attempt()
+            return False
+        if found.state in (*WAITING, "ACTIVE"):
+            self._attempt = int(found.labels.get(ATTEMPT_LABEL, 1))
+            self._tell(f"takes over the slice that is there, {found.state}")
+            return True
+        self._gcloud.delete(self._name)
+        self._attempt = self._job.slice_job.last_attempt()
+        return False
+
+    def _create(self) -> None:
+        """Asks for a slice."""
+        self._attempt += 1
+        self._shown, self._restarts = 0, {}
+        labels = {OWNER_LABEL: owner_of(store_root()), ATTEMPT_LABEL: str(self._attempt)}
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder) / "startup.sh"
+            write_text(script, self._job.startup_script(self._attempt))
+            self._tell(
+                f"asks for a {'spot ' if self._settings.spot else ''}slice "
+                f"{self._settings.accelerator_type} in {self._gcloud.zone}"
+            )
+            try:
+                self._gcloud.create(
+                    self._name, self._settings, startup_script=script, labels=labels
+                )
+            except PassingTrouble as trouble:
+                raise _NoCapacity(str(trouble)) from None
+
+    def _follow(self) -> None:
+        """Watches the slice until the job is done."""
+        asked_at, active_since = time.monotonic(), None
+        self._state = ""
+        while True:
+            self._wait(self._settings.poll_seconds)
+            found = self._describe()
+            if found is None:
+                if self._job.is_done():
+                    return
+                raise UserError(
+                    f"{self._name}: someone else deleted the slice; the job goes on from its last "
+                    "checkpoint when it is started again"
+                )
+            if found.state != self._state:
+                self._state = found.state
+                self._tell(f"{found.state}, {duration(time.monotonic() - asked_at)} after asking")
+            if found.state == "FAILED":
+                if _needs_a_user(found.message):
+                    raise UserError(f"{self._name}: the cloud refuses the slice: {found.message}")
+                raise _NoCapacity(found.message)
+            if found.state in LOST:
+                raise _SliceLost("the slice was preempted")
+            if found.state != "ACTIVE":
+                continue
+            active_since = active_since or time.monotonic()
+            reports = self._reports()
+            self._show(reports)
+            # Asked last: the file may come while the rest is looked at.
+            if self._job.is_done():
+                return
+            for report in reports:
+                if report.state == "failed":
+                    raise UserError(
+                        f"{self._name}: host {report.worker} failed:\n{report.message.rstrip()}"
+                    )
+            self._require_word_of_hosts(reports, active_since)
+
+    def _describe(self) -> Slice | None:
+        while True:
+            try:
+                return self._gcloud.describe(self._name)
+            except PassingTrouble as trouble:
+                self._tell(f"the cloud does not answer: {trouble}")
+                self._wait(self._settings.poll_seconds)
+
+    def _reports(self) -> list[HostReport]:
+        try:
+            return self._job.slice_job.reports(self._attempt)
+        except Exception as trouble:
+            self._tell(f"the store does not answer: {trouble}")
+            return []
+
+    def _require_word_of_hosts(self, reports: list[HostReport], active_since: float) -> None:
+        """Finds the slice dead whose hosts say nothing, though the cloud says that it is active."""
+        limit = self._settings.host_timeout_seconds
+        if time.monotonic() - active_since < limit:
+            return
+        if not reports:
+            raise _SliceLost(f"no host was heard of in {limit:.0f} s")
+        for report in reports:
+            age = time.time() - report.time
+            if report.state != "done" and age > limit:
+                raise _SliceLost(f"host {report.worker} has said nothing for {age:.0f} s")
+
+    def _show(self, reports: list[HostReport]) -> None:
+        """Passes on what is new in the first host's log, and which hosts had to start again."""
+        for report in reports:
+            if report.restarts > self._restarts.get(report.worker, 0):
+                self._restarts[report.worker] = report.restarts
+                self._tell(f"host {report.worker} started its process again")
+        try:
+            text = self._job.slice_job.read_log(self._attempt, 0)
+        except Exception:
+            return
+        for line in text[self._shown :].splitlines():
+            log.info("  %s", line)
+        self._shown = len(text)
+
+    def _wait(self, seconds: float) -> None:
+        """Waits, and stops the slice when the launcher is asked to stop meanwhile."""
+        if self._asked_to_stop.wait(seconds):
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        reports = self._reports()
+        if any(report.state in ("running", "restarting") for report in reports):
+            self._tell("asks the hosts to save a checkpoint")
+            self._job.slice_job.ask_to_stop(self._attempt)
+            deadline = time.monotonic() + self._settings.stop_seconds
+            while time.monotonic() < deadline and self._signals_seen < 2:
+                time.sleep(min(2.0, self._settings.poll_seconds))
+                reports = self._reports()
+                if all(report.state in ("done", "stopped", "failed") for report in reports):
+                    break
+        raise Interrupted(
+            f"{self._name}: stopped; the same command goes on from step {self._job.newest_step()}"
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def ask(number: int, frame: Any) -> None:
+            # A second signal waits for no checkpoint. The slice is deleted all the same.
+            self._signals_seen += 1
+            self._asked_to_stop.set()
+
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            # While the slice is deleted, nothing may interrupt.
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
+
+    def _tell(self, what: str, *, at_work: bool = True) -> None:
+        log.info("%s: %s", self._name, what)
+        with contextlib.suppress(Exception):
+            write_json(
+                self._job.slice_job.launcher_state,
+                {
+                    "attempt": self._attempt,
+                    "at_work": at_work,
+                    "message": what,
+                    "updated": time.time(),
+                },
+            )
+
+
+def _needs_a_user(message: str) -> bool:
+    """Whether a request failed for a reason that waiting does not mend."""
+    lowered = message.lower()
+    return any(
+        word in lowered for word in ("quota", "permission", "invalid", "not allowed", "denied")
+    )

@@ -1,0 +1,169 @@
+"""What the controller and the hosts of a slice tell each other, in a folder of the store.
+
+<store>/jobs/<slice>/
+job.json                  what to run, and the file whose existence means that it is done
+bundle.tar.gz             code, lock, parameters and inputs
+attempt<k>/stop           the controller asks the hosts to save and stop
+attempt<k>/host<i>.json   a host's word, renewed while it lives
+attempt<k>/host<i>.log    what its part of the job printed
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from etils import epath
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import AnyPath, atomic_write, write_json, write_text
+
+# In the bundle: the fingerprint of the run that the controller wants.
+EXPECTED = "expected.json"
+
+HostState = Literal["starting", "running", "restarting", "done", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """What a host says of itself.
+
+    Attributes:
+      worker: The host, from 0.
+      state: What it does.
+      time: When it said so, in seconds since 1970, by its own clock.
+      restarts: How often its process had to be started again.
+      message: Why it failed.
+    """
+
+    worker: int
+    state: HostState
+    time: float
+    restarts: int
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class JobDescription:
+    """What a slice is to do.
+
+    Attributes:
+      command: Arguments of `relu-sparsity`.
+      done_file: The file in the store that is there when the job is done.
+      run: The run whose fingerprint the hosts have to agree on.
+      seed: Its seed.
+      scale: The scale.
+      fingerprint: The fingerprint.
+      poll_seconds: How often a host reports.
+    """
+
+    command: Sequence[str]
+    done_file: str
+    run: str
+    seed: int
+    scale: str
+    fingerprint: str
+    poll_seconds: float
+
+
+class SliceJob:
+    """The folder of one slice's job.
+
+    Args:
+      folder: In the store.
+    """
+
+    def __init__(self, folder: AnyPath) -> None:
+        self.folder = epath.Path(folder)
+
+    @property
+    def name(self) -> str:
+        """The slice's name."""
+        return self.folder.name
+
+    @property
+    def bundle(self) -> epath.Path:
+        """The archive that every host unpacks."""
+        return self.folder / "bundle.tar.gz"
+
+    @property
+    def launcher_state(self) -> epath.Path:
+        """What the controller knows, for `relu-sparsity status`."""
+        return self.folder / "launcher.json"
+
+    def describe(self, description: JobDescription) -> None:
+        """Writes what is to be done."""
+        write_json(self.folder / "job.json", asdict(description))
+
+    def description(self) -> JobDescription:
+        """Reads what is to be done."""
+        return JobDescription(**json.loads((self.folder / "job.json").read_text()))
+
+    def ask_to_stop(self, attempt: int) -> None:
+        """Asks the hosts to save a checkpoint and stop."""
+        write_text(self._attempt(attempt) / "stop", "stop\n")
+
+    def is_asked_to_stop(self, attempt: int) -> bool:
+        """Whether the controller asks the hosts to stop."""
+        return (self._attempt(attempt) / "stop").exists()
+
+    def report(self, attempt: int, report: HostReport) -> None:
+        """Says what a host does."""
+        write_json(self._attempt(attempt) / f"host{report.worker}.json", asdict(report))
+
+    def reports(self, attempt: int) -> list[HostReport]:
+        """What all hosts that have been heard of say, in their order."""
+        folder = self._attempt(attempt)
+        found = [HostReport(**_read(path)) for path in folder.glob("host*.json")]
+        return sorted(found, key=lambda report: report.worker)
+
+    def write_log(self, attempt: int, worker: int, text: str) -> None:
+        """Publishes what a host's process printed."""
+        write_text(self._attempt(attempt) / f"host{worker}.log", text)
+
+    def read_log(self, attempt: int, worker: int) -> str:
+        """What a host's process printed; empty where it printed nothing yet."""
+        path = self._attempt(attempt) / f"host{worker}.log"
+        return path.read_text() if path.exists() else ""
+
+    def last_attempt(self) -> int:
+        """The number of the newest slice that worked on the job; 0 where there was none."""
+        if not self.folder.exists():
+            return 0
+        names = [path.name.removeprefix("attempt") for path in self.folder.glob("attempt*")]
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
+    def _attempt(self, attempt: int) -> epath.Path:
+        return self.folder / f"attempt{attempt}"
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def write_bundle(paths: Iterable[Path], extra: Mapping[str, bytes], target: AnyPath) -> None:
+    """Packs files and folders of the working folder.
+
+    Args:
+      paths: What to pack. Compiled modules are left out.
+      extra: More files, by name.
+      target: The archive, in the store.
+
+    Raises:
+      UserError: One of them is not there.
+    """
+    contents = dict(extra)
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: is missing; the hosts of the slice need it")
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                contents[str(file)] = file.read_bytes()
+    with atomic_write(target) as temporary, tarfile.open(temporary, "w:gz") as archive:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))

@@ -1,0 +1,293 @@
+"""The slices of TPUs that jobs run on: their settings, and what `gcloud` does with them.
+
+A slice is one queued resource of Cloud TPU, and the node in it that has the same name.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.params import Section
+
+OWNER_LABEL = "relu-sparsity-store"
+ATTEMPT_LABEL = "relu-sparsity-attempt"
+NAME_PREFIX = "relu-sparsity-"
+# What the queue says of a request that will yet become a slice.
+WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
+# What it says of one that was a slice: preempted, or taken for maintenance.
+LOST = ("SUSPENDING", "SUSPENDED")
+# What gcloud prints where the same call may go through later.
+_PASSING = re.compile(
+    r"UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED|INTERNAL|no more capacity|"
+    r"not enough|stockout|HTTPError (429|5\d\d)|temporarily|timed out|connection",
+    re.IGNORECASE,
+)
+_NOT_FOUND = re.compile(r"NOT_FOUND|HTTPError 404|was not found", re.IGNORECASE)
+
+
+class SliceParams(Section):
+    """What a slice is, and how patiently it is watched: a YAML file of the profile.
+
+    Attributes:
+      accelerator_type: Kind and size, as `gcloud compute tpus accelerator-types list` has them.
+      runtime_version: The hosts' image.
+      zone: None takes gcloud's `compute/zone`.
+      project: None takes gcloud's `core/project`.
+      spot: Cheaper, and preempted at any time.
+      network: None takes the project's default network.
+      subnetwork: None takes the network's default.
+      service_account: None takes the project's default. It reads and writes the bucket.
+      python: A Python of the image that has the locked packages; None installs them.
+      poll_seconds: How often a host says that it lives, and the controller looks.
+      host_timeout_seconds: When a host that says nothing counts as dead.
+      stop_seconds: How long a slice that is to be deleted may save its checkpoint.
+      max_failures: Slices in a row that may be lost without a new checkpoint.
+    """
+
+    accelerator_type: str = Field(default="v2-32", pattern=r"^[a-z0-9]+-\d+$")
+    runtime_version: str = Field(default="tpu-ubuntu2204-base", pattern=r"^[a-z0-9.\-]+$")
+    zone: str | None = None
+    project: str | None = None
+    spot: bool = True
+    network: str | None = None
+    subnetwork: str | None = None
+    service_account: str | None = None
+    python: str | None = None
+    poll_seconds: PositiveFloat = 30.0
+    host_timeout_seconds: PositiveFloat = 900.0
+    stop_seconds: PositiveFloat = 180.0
+    max_failures: PositiveInt = 5
+
+
+def load_slice_params(path: Path) -> SliceParams:
+    """Reads and checks the file of a profile's slices.
+
+    Raises:
+      UserError: It is missing or not YAML, or a key or a value is not allowed.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not a YAML file: {error}") from None
+    known = ", ".join(SliceParams.model_fields)
+    if not isinstance(document, Mapping):
+        raise UserError(f"{path}: allowed: a mapping with the keys {known}")
+    try:
+        return SliceParams.model_validate(document)
+    except ValidationError as error:
+        lines = []
+        for each in error.errors():
+            key = ".".join(map(str, each["loc"]))
+            if each["type"] == "extra_forbidden":
+                lines.append(f"{path}: {key}: is no known key; allowed: {known}")
+            else:
+                text = each["msg"][0].lower() + each["msg"][1:]
+                lines.append(f"{path}: {key}: {each['input']!r}: {text}")
+        raise UserError("\n".join(lines)) from None
+
+
+def slice_name(*parts: str) -> str:
+    """A name that Cloud TPU allows: small letters, digits and hyphens, at most 61 of them.
+
+    Args:
+      *parts: What it is for; the last one tells it from all others.
+    """
+    *words, last = (re.sub(r"[^a-z0-9]+", "-", part.lower()) for part in parts)
+    head = (NAME_PREFIX + "-".join(words))[: 60 - len(last)].rstrip("-")
+    return f"{head}-{last}"
+
+
+def owner_of(store: os.PathLike[str] | str) -> str:
+    """The value of `OWNER_LABEL` on slices that write to a store."""
+    return hashlib.sha256(os.fspath(store).rstrip("/").encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A queued resource.
+
+    Attributes:
+      name: Its name, and that of the node in it.
+      state: The queue's word: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED, ...
+      message: Why it failed.
+      accelerator_type: Kind and size.
+      spot: Whether it can be preempted.
+      labels: The node's labels.
+      created: When it was asked for.
+    """
+
+    name: str
+    state: str
+    message: str
+    accelerator_type: str
+    spot: bool
+    labels: Mapping[str, str]
+    created: str
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any]) -> "Slice":
+        """Reads what `gcloud ... --format=json` prints of one queued resource."""
+        state = described.get("state", {})
+        failed = state.get("failedData", {}).get("error", {})
+        nodes = described.get("tpu", {}).get("nodeSpec") or [{}]
+        node = nodes[0].get("node", {})
+        return cls(
+            name=described["name"].rpartition("/")[2],
+            state=state.get("state", "UNKNOWN"),
+            message=failed.get("message", ""),
+            accelerator_type=node.get("acceleratorType", ""),
+            spot="spot" in described,
+            labels=node.get("labels", {}),
+            created=described.get("createTime", ""),
+        )
+
+
+class PassingTrouble(Exception):
+    """The cloud has no capacity, or does not answer: the same call may go through later."""
+
+
+class Gcloud:
+    """The slices of one project and zone, by the command `gcloud`."""
+
+    def __init__(self, project: str, zone: str) -> None:
+        self.project = project
+        self.zone = zone
+
+    def create(
+        self,
+        name: str,
+        params: SliceParams,
+        *,
+        startup_script: Path,
+        labels: Mapping[str, str],
+    ) -> None:
+        """Asks for a slice whose hosts run a script whenever they boot.
+
+        Raises:
+          PassingTrouble: No capacity, or no answer.
+          UserError: The cloud refuses: no permission, no quota, no such type.
+        """
+        options = [
+            f"--node-id={name}",
+            f"--accelerator-type={params.accelerator_type}",
+            f"--runtime-version={params.runtime_version}",
+            f"--metadata-from-file=startup-script={startup_script}",
+            "--labels=" + ",".join(f"{key}={value}" for key, value in labels.items()),
+            "--scopes=https://www.googleapis.com/auth/cloud-platform",
+        ]
+        options += ["--spot"] if params.spot else []
+        for key in ("network", "subnetwork", "service_account"):
+            value = getattr(params, key)
+            options += [f"--{key.replace('_', '-')}={value}"] if value else []
+        self._queued_resources("create", name, *options)
+
+    def describe(self, name: str) -> Slice | None:
+        """One slice; None where there is none of that name.
+
+        Raises:
+          PassingTrouble: No answer.
+          UserError: The cloud refuses.
+        """
+        try:
+            printed = self._queued_resources("describe", name, "--format=json")
+        except _NotFound:
+            return None
+        return Slice.from_json(json.loads(printed))
+
+    def list(self) -> "list[Slice]":
+        """All slices that this project's launchers asked for, whatever store they write to."""
+        printed = self._queued_resources("list", "--format=json")
+        found = (Slice.from_json(each) for each in json.loads(printed or "[]"))
+        return [each for each in found if each.name.startswith(NAME_PREFIX)]
+
+    def delete(self, name: str, *, patience: float = 600.0) -> None:
+        """Deletes a slice and waits until it is gone. Does nothing where there is none.
+
+        Args:
+          name: Its name.
+          patience: Seconds to go on trying.
+
+        Raises:
+          UserError: It is still there.
+        """
+        deadline = time.monotonic() + patience
+        pause = 1.0
+        while True:
+            trouble = "it is still there"
+            try:
+                self._queued_resources("delete", name, "--force", "--quiet")
+                if self.describe(name) is None:
+                    return
+            except _NotFound:
+                return
+            except (PassingTrouble, UserError) as error:
+                trouble = str(error)
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the slice {name} could not be deleted ({trouble}) and may cost money; run "
+                    "'relu-sparsity tpu cleanup'"
+                )
+            time.sleep(pause)
+            pause = min(30.0, 2 * pause)
+
+    def _queued_resources(self, verb: str, *arguments: str) -> str:
+        where = (f"--project={self.project}", f"--zone={self.zone}")
+        return call(["compute", "tpus", "queued-resources", verb, *arguments, *where])
+
+
+class _NotFound(Exception):
+    pass
+
+
+def call(arguments: Sequence[str]) -> str:
+    """Runs `gcloud` and returns what it printed.
+
+    Raises:
+      PassingTrouble: The same call may go through later.
+      UserError: It will not.
+    """
+    # In a session of its own: Ctrl-C is for the launcher, which still has to delete things.
+    done = subprocess.run(
+        ["gcloud", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    if done.returncode == 0:
+        return done.stdout
+    message = done.stderr.strip() or f"exit status {done.returncode}"
+    if _NOT_FOUND.search(message):
+        raise _NotFound(message)
+    if _PASSING.search(message):
+        raise PassingTrouble(message)
+    raise UserError(f"gcloud {' '.join(arguments[:4])}: {message}")
+
+
+def configured(key: str) -> str | None:
+    """A value of gcloud's own configuration, or None."""
+    try:
+        value = call(["config", "get-value", key, "--quiet"]).strip()
+    except (PassingTrouble, UserError, _NotFound):
+        return None
+    return None if value in ("", "(unset)") else value
+
+
+def gcloud_is_installed() -> bool:
+    """Whether the command `gcloud` is there."""
+    return shutil.which("gcloud") is not None

@@ -1,0 +1,113 @@
+"""How far runs are, from what the store holds."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from relu_sparsity import status
+from relu_sparsity.jobs import run_store
+from relu_sparsity.params import load_params
+from relu_sparsity.tpu.slice_job import SliceJob
+
+KNOWN = {
+    "state": "training",
+    "step": 120,
+    "num_steps": 800,
+    "loss": 3.25,
+    "tokens_per_second": 5000.0,
+    "mfu": 0.41,
+    "seconds_left": 3725.0,
+    "seconds_between_lines": 10.0,
+    "host": "elsewhere",
+    "process": 1,
+    "slurm_job": None,
+    "tpu_slice": None,
+    "device_kind": "TPU v2",
+    "num_devices": 32,
+    "num_processes": 4,
+}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
+    return run_store(load_params(Path("params.yaml"), "smoke"), "baseline", 0)
+
+
+def of_baseline():
+    found = status.all_status(load_params(Path("params.yaml"), "smoke"))
+    assert len(found) == 12
+    return next(each for each in found if each.run == "baseline")
+
+
+def write_progress(store, age=1.0, **changes):
+    store.folder.mkdir(parents=True, exist_ok=True)
+    known = KNOWN | {"updated": time.time() - age} | changes
+    store.progress.write_text(json.dumps(known))
+
+
+def write_launcher(store, at_work, age=1.0):
+    job = SliceJob(store.folder.parents[4] / "jobs" / f"relu-sparsity-x-{store.folder.name[:8]}")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    told = {"message": "asks for a slice", "at_work": at_work, "updated": time.time() - age}
+    job.launcher_state.write_text(json.dumps(told))
+
+
+def test_a_run_that_has_not_begun(store):
+    assert of_baseline().state == "not started"
+    write_launcher(store, at_work=True)
+    assert (of_baseline().state, of_baseline().message) == ("waiting", "asks for a slice")
+
+
+def test_a_run_under_way(store):
+    write_progress(store)
+    told = of_baseline()
+    assert (told.state, told.step, told.num_steps, told.loss, told.mfu) == (
+        "training", 120, 800, 3.25, 0.41,
+    )  # fmt: skip
+    assert told.where == "elsewhere: 32 TPU v2 on 4 hosts"
+    write_progress(store, slurm_job="17", tpu_slice=None)
+    assert of_baseline().where == "SLURM job 17, elsewhere: 32 TPU v2 on 4 hosts"
+    lines = "\n".join(status.as_lines([told]))
+    assert "120 of 800" in lines
+    assert "1:02:05" in lines
+    assert "41.0%" in lines
+    assert "1 runs: 1 training" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({"age": 3600.0}, "silent"),
+        ({"age": 3600.0, "seconds_between_lines": 3000.0}, "training"),
+        ({"host": socket.gethostname(), "process": 2**22 + 1}, "silent"),
+        ({"host": socket.gethostname(), "process": os.getpid()}, "training"),
+        ({"state": "stopped"}, "stopped"),
+    ],
+    ids=["silent for long", "a slow run", "killed here", "alive here", "stopped"],
+)
+def test_runs_that_say_nothing(store, changes, state):
+    write_progress(store, **changes)
+    told = of_baseline()
+    assert told.state == state
+    assert (told.seconds_left is None) == (state != "training")
+
+
+def test_a_lost_slice_is_waited_for_until_its_launcher_ends(store):
+    write_progress(store, age=100.0, state="stopped")
+    write_launcher(store, at_work=True)
+    assert of_baseline().state == "waiting"
+    write_launcher(store, at_work=False)
+    assert of_baseline().state == "stopped"
+
+
+def test_a_finished_run(store):
+    write_progress(store, age=1e6)
+    store.finished.mkdir(parents=True)
+    (store.finished / "run.json").write_text("{}")
+    told = of_baseline()
+    assert (told.state, told.step, told.loss) == ("finished", 800, 3.25)

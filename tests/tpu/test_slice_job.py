@@ -1,0 +1,57 @@
+"""The folder in which controller and hosts tell each other things."""
+
+import tarfile
+
+import pytest
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.tpu.slice_job import HostReport, JobDescription, SliceJob, write_bundle
+
+
+def test_what_is_written_is_read(tmp_path):
+    job = SliceJob(tmp_path / "jobs" / "a-slice")
+    assert job.name == "a-slice"
+    assert job.last_attempt() == 0
+    assert job.read_log(1, 0) == ""
+    described = JobDescription(
+        command=["train", "--run", "baseline"],
+        done_file="runs/done",
+        run="baseline",
+        seed=0,
+        scale="tpu",
+        fingerprint="abc",
+        poll_seconds=1.5,
+    )
+    job.describe(described)
+    assert job.description() == described
+    reports = [HostReport(worker, "running", 12.5, 0) for worker in (0, 1, 10)]
+    for report in reversed(reports):
+        job.report(2, report)
+    assert job.reports(2) == reports
+    assert job.reports(1) == []
+    assert job.last_attempt() == 2
+    job.write_log(2, 1, "a line\n")
+    assert job.read_log(2, 1) == "a line\n"
+    job.ask_to_stop(2)
+    assert job.is_asked_to_stop(2)
+    assert not job.is_asked_to_stop(3)
+
+
+def test_a_bundle_holds_what_hosts_need(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "src" / "package"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "module.py").write_text("value = 1\n")
+    (package / "__pycache__" / "module.pyc").write_text("compiled")
+    (tmp_path / "params.yaml").write_text("scale: tpu\n")
+    paths = [package.parent.relative_to(tmp_path), (tmp_path / "params.yaml").relative_to(tmp_path)]
+    write_bundle(paths, {"expected.json": b"{}"}, tmp_path / "store" / "bundle.tar.gz")
+    with tarfile.open(tmp_path / "store" / "bundle.tar.gz") as archive:
+        assert sorted(archive.getnames()) == [
+            "expected.json", "params.yaml", "src/package/module.py",
+        ]  # fmt: skip
+        member = archive.extractfile("src/package/module.py")
+        assert member is not None
+        assert member.read() == b"value = 1\n"
+    with pytest.raises(UserError, match=r"widths.json: is missing; the hosts of the slice need it"):
+        write_bundle([paths[0], package.relative_to(tmp_path) / "widths.json"], {}, tmp_path / "b")

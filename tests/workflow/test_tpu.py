@@ -1,0 +1,297 @@
+"""`snakemake --profile tpu` against a stand-in for gcloud whose hosts really run the jobs."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+from gcloud_stand_in import Cloud
+from gcs_emulator import start_gcs_emulator
+from projects import TINY, simulated
+
+LAUNCH = ("relu_sparsity.cli", "tpu", "run", "train", "--run", "baseline")
+RUN = "results/tpu/runs/baseline/seed0"
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory):
+    with start_gcs_emulator(tmp_path_factory.mktemp("gcs")) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    cloud = Cloud.install(tmp_path / "cloud")
+    yield cloud
+    cloud.destroy()
+
+
+@pytest.fixture(scope="session")
+def with_data(fresh, tmp_path_factory):
+    """A project whose tpu scale is tiny, with its text and tokenizer."""
+    project = fresh.copy(tmp_path_factory.mktemp("tpu") / "project")
+    training = TINY["training"] | {
+        "num_steps": 60,
+        "global_batch_size": 8,
+        "log_every_steps": 4,
+        "checkpoint_every_steps": 10,
+        "eval_every_steps": 20,
+    }
+    tiny = TINY | {"training": training, "model": TINY["model"] | {"num_layers": 2}}
+    project.edit(lambda document: document.update(scale="tpu"))
+    project.edit(lambda document: document["scales"].update(tpu=tiny))
+    slices = project.folder / "workflow/profiles/tpu/slices.yaml"
+    settings = yaml.safe_load(slices.read_text()) | {
+        "python": sys.executable,
+        "poll_seconds": 1,
+        "host_timeout_seconds": 20,
+        "stop_seconds": 60,
+    }
+    slices.write_text(yaml.safe_dump(settings))
+    for command in ("tokenizer", "data"):
+        project.run("relu_sparsity.cli", command)
+    return project
+
+
+@pytest.fixture(scope="session")
+def plain(with_data, tmp_path_factory):
+    """The tables of the runs that one process with eight devices trains."""
+    project = with_data.copy(tmp_path_factory.mktemp("plain") / "project")
+    for run in ("baseline", "masked"):
+        for command in ("mask", "train") if run == "masked" else ("train",):
+            project.run("relu_sparsity.cli", command, "--run", run, XLA_FLAGS=simulated(8))
+    return {run: tables(project, run) for run in ("baseline", "masked")}
+
+
+class Controller:
+    """A project with a bucket and a cloud."""
+
+    def __init__(self, project, bucket, cloud):
+        self.project, self.bucket, self.cloud = project, bucket, cloud
+        self.prefix = f"{project.folder.parent.name}/store"
+        self.variables = {
+            **bucket.environment,
+            **cloud.environment(project.environment["PATH"]),
+            "RELU_SPARSITY_STORE": f"gs://{bucket.bucket}/{self.prefix}",
+        }
+
+    def start(self, *command):
+        return self.project.start(*command, **self.variables)
+
+    def run(self, *command, status=0):
+        return self.project.run(*command, status=status, **self.variables)
+
+    def progress(self, run="baseline"):
+        names = self.bucket.names(f"{self.prefix}/runs/tpu/{run}/")
+        found = [name for name in names if name.endswith("/progress.json")]
+        return json.loads(self.bucket.read(found[0])) if found else {}
+
+    def wait_for(self, what, patience=240):
+        deadline = time.monotonic() + patience
+        while not (found := what()):
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.1)
+        return found
+
+    def wait_for_step(self, step):
+        return self.wait_for(lambda: self.progress().get("step", 0) >= step)
+
+    def status(self, run="baseline"):
+        told = json.loads(self.run("relu_sparsity.cli", "status", "--json"))
+        return next(each for each in told["runs"] if each["run"] == run)
+
+
+@pytest.fixture
+def controller(with_data, bucket, cloud, tmp_path):
+    return Controller(with_data.copy(tmp_path / "project"), bucket, cloud)
+
+
+def tables(project, run="baseline"):
+    folder = project.folder / f"results/tpu/runs/{run}/seed0"
+    return {
+        name: pd.read_csv(folder / f"{name}.csv") for name in ("unit_use", "training", "evaluation")
+    }
+
+
+def assert_same(found, expected):
+    """The order of the data and all counts are the same; sums of floats but for rounding."""
+    pd.testing.assert_frame_equal(found["unit_use"], expected["unit_use"], check_exact=True)
+    for name in ("training", "evaluation"):
+        pd.testing.assert_frame_equal(found[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
+    """A run and its masked branch; the first request finds no capacity."""
+    controller.cloud.fail_next(1)
+    output = controller.run("snakemake", "--profile", "tpu", "run_masked")
+    assert controller.cloud.slices() == {}
+    log = (controller.project.folder / "logs/tpu/train/baseline.seed0.log").read_text()
+    assert "no slice now, asks again in 1 s: There is no more capacity" in log, output
+    assert "baseline seed 0: step 60 of 60" in log
+    created = [call for call in controller.cloud.calls() if " create " in call]
+    assert len(created) == 3
+    assert all("--accelerator-type=v2-32" in call and "--spot" in call for call in created)
+    for run in ("baseline", "masked"):
+        assert_same(tables(controller.project, run), plain[run])
+        told = controller.status(run)
+        assert told["state"] == "finished"
+        assert re.match(rf"relu-sparsity-tpu-{run}-seed0-\w+: 8 cpu on 4 hosts", told["where"])
+    assert "There are no slices" in controller.run("relu_sparsity.cli", "tpu", "list")
+
+
+def test_a_preempted_slice_is_replaced_and_the_run_goes_on(controller, plain):
+    launcher = controller.start(*LAUNCH)
+    controller.wait_for_step(24)
+    [name] = controller.cloud.slices()
+    listed = json.loads(controller.run("relu_sparsity.cli", "tpu", "list", "--json"))
+    assert [(each["name"], each["state"], each["spot"]) for each in listed] == [
+        (name, "ACTIVE", True)
+    ]
+    assert controller.status()["state"] == "training"
+    controller.cloud.preempt(name)
+    output, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, output
+    assert "the slice was preempted; makes a new slice" in output
+    assert re.search(r"baseline seed 0: resumes at step [23]0 of 60", output)
+    assert controller.cloud.slices() == {}
+    assert_same(tables(controller.project), plain["baseline"])
+
+
+def test_ctrl_c_saves_and_deletes_and_the_same_command_goes_on(controller, plain):
+    launcher = controller.start(*LAUNCH)
+    controller.wait_for_step(12)
+    launcher.send_signal(signal.SIGINT)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 143, output
+    step = int(re.search(r"stopped; the same command goes on from step (\d+)", output)[1])
+    assert step >= 12
+    assert step % 10, "it was saved on request, not by the clock"
+    assert controller.cloud.slices() == {}
+    assert controller.status()["state"] == "stopped"
+    assert f"resumes at step {step} of 60" in controller.run(*LAUNCH)
+    assert controller.cloud.slices() == {}
+    assert_same(tables(controller.project), plain["baseline"])
+
+
+def test_hosts_that_die(controller, plain):
+    """A process that dies is started again on its host; a dead host costs the whole slice."""
+    launcher = controller.start(*LAUNCH)
+    controller.wait_for_step(12)
+    [name] = controller.cloud.slices()
+    os.kill(controller.cloud.trainer_of(name, 1), signal.SIGKILL)
+    controller.wait_for_step(32)
+    controller.cloud.kill_host(name, 2)
+    output, _ = launcher.communicate(timeout=400)
+    assert launcher.returncode == 0, output
+    assert "host 1 started its process again" in output
+    assert re.search(r"host 2 has said nothing for \d+ s; makes a new slice", output)
+    assert controller.cloud.slices() == {}
+    assert_same(tables(controller.project), plain["baseline"])
+
+
+def test_the_slice_of_a_killed_launcher_is_taken_over_or_cleaned_up(controller, plain):
+    launcher = controller.start(*LAUNCH)
+    controller.wait_for(lambda: any(each["state"] == "ACTIVE"
+                                    for each in controller.cloud.slices().values()))  # fmt: skip
+    launcher.kill()
+    launcher.communicate()
+    [name] = controller.cloud.slices()
+    output = controller.run(*LAUNCH)
+    assert "takes over the slice that is there, ACTIVE" in output
+    assert controller.cloud.slices() == {}
+    assert_same(tables(controller.project), plain["baseline"])
+    assert sum(" create " in call for call in controller.cloud.calls()) == 1
+
+    shutil.rmtree(controller.project.folder / "results/tpu/runs")
+    for stored in controller.bucket.names(f"{controller.prefix}/runs/"):
+        controller.bucket.remove(stored)
+    launcher = controller.start(*LAUNCH)
+    controller.wait_for(controller.cloud.slices)
+    launcher.kill()
+    launcher.communicate()
+    controller.variables["RELU_SPARSITY_STORE"] += "_of_someone_else"
+    assert "There are no slices" in controller.run("relu_sparsity.cli", "tpu", "cleanup", "--yes")
+    controller.variables["RELU_SPARSITY_STORE"] = controller.variables[
+        "RELU_SPARSITY_STORE"
+    ].removesuffix("_of_someone_else")
+    refused = controller.run("relu_sparsity.cli", "tpu", "cleanup", status=1)
+    assert "there is nobody to ask; say --yes" in refused
+    assert name in controller.cloud.slices()
+    assert f"deleted {name}" in controller.run("relu_sparsity.cli", "tpu", "cleanup", "--yes")
+    assert controller.cloud.slices() == {}
+
+
+def test_a_job_that_cannot_go_well_is_not_tried_again(controller):
+    """Every host finds that eight devices cannot share the batch."""
+    controller.project.edit(
+        lambda document: document["scales"]["tpu"]["training"].update(global_batch_size=4)
+    )
+    output = controller.run(*LAUNCH, status=1)
+    assert re.search(r"error: .*: host \d failed:\n(.*\n)*.*evenly by 8 devices; allowed", output)
+    assert controller.cloud.slices() == {}
+    assert sum(" create " in call for call in controller.cloud.calls()) == 1
+
+
+def test_a_request_that_is_refused_ends_with_the_clouds_words(controller):
+    controller.cloud.fail_next(1, "Quota limit TPUV2 has been exceeded. Limit: 0")
+    output = controller.run(*LAUNCH, status=1)
+    assert "the cloud refuses the slice: Quota limit TPUV2 has been exceeded" in output
+    assert controller.cloud.slices() == {}
+
+
+def test_one_message_tells_all_that_has_to_be_set_up(controller, fresh, tmp_path):
+    """In a fresh clone: nothing for a dry run, and one message before anything is started."""
+    project = fresh.copy(tmp_path / "clone")
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    for command in ("bash", "sh", "env", "git", "dirname", "which"):
+        (empty / command).symlink_to(shutil.which(command))
+    bare = {"PATH": str(empty), "RELU_SPARSITY_STORE": "store"}
+    planned = project.run("snakemake", "--profile", "tpu", "-n", **bare)
+    names = set(re.findall(r"^Job \d+: train (\w+), seed \d+$", planned, re.MULTILINE))
+    assert len(names) == 12
+    output = project.run("snakemake", "--profile", "tpu", status=1, **bare)
+    assert output.count("the slices cannot be launched") == 1
+    assert "the command `gcloud` is not found" in output
+    assert "export RELU_SPARSITY_STORE=gs://BUCKET" in output
+    assert "set scales.tpu.data.data_dir in params.yaml" in output
+    assert "Traceback" not in output
+    assert not (project.folder / "results/tpu").exists()
+
+    controller.cloud.configure(account="me")
+    output = project.run(
+        "snakemake", "--profile", "tpu", status=1, **controller.cloud.environment(str(empty))
+    )
+    assert "a project: gcloud config set project PROJECT" in output
+    assert "a zone: gcloud config set compute/zone ZONE" in output
+
+
+def test_a_bucket_is_a_store_as_any_other(controller, plain):
+    """One process that is stopped, and finds its newest checkpoint damaged."""
+    controller.variables["XLA_FLAGS"] = simulated(8)
+    command = ("relu_sparsity.cli", "train", "--run", "baseline")
+    first = controller.start(*command)
+    controller.wait_for_step(12)
+    first.send_signal(signal.SIGTERM)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 143, output
+    step = controller.progress()["step"]
+    [newest] = {name.partition(f"/checkpoints/{step}/")[0]
+                for name in controller.bucket.names(f"{controller.prefix}/runs/")
+                if f"/checkpoints/{step}/" in name}  # fmt: skip
+    parts = controller.bucket.names(f"{newest}/checkpoints/{step}/state/")
+    largest = max(parts, key=lambda name: len(controller.bucket.read(name)))
+    controller.bucket.write(largest, controller.bucket.read(largest)[:100])
+    output = controller.run(*command)
+    assert f"the checkpoint at step {step} is damaged" in output
+    assert "resumes at step 10 of 60" in output
+    assert controller.bucket.names(f"{newest}/damaged/step{step}-")
+    assert_same(tables(controller.project), plain["baseline"])
+    output = controller.run(*command)
+    assert "is in the store: exports it" in output
