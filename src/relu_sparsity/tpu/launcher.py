@@ -80,7 +80,8 @@ def require_setup(settings: SliceParams, params: Params | None = None) -> Gcloud
         if data_dir is None or "://" not in data_dir:
             missing.append(
                 f"the text: set scales.{params.scale}.data.data_dir in params.yaml to the folder "
-                f"in a bucket where TFDS stored {params.defaults.data.tfds_name} (now {data_dir or 'null'})"
+                f"in a bucket where TFDS stored {params.defaults.data.tfds_name} (now "
+                f"{data_dir or 'null'})"
             )
     return _gcloud(settings, missing)
 
