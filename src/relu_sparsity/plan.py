@@ -146,13 +146,11 @@ def measured_speed(params: Params) -> Speed:
     speeds = []
     for path in (store_root() / "runs" / params.scale).glob("*/*/*/finished/run.json"):
         throughput = path.parents[1] / "throughput.csv"
-        if not throughput.is_file():
+        if not throughput.exists():
             continue
         described = json.loads(path.read_text(encoding="utf-8"))
-        with throughput.open(newline="") as file:
-            tokens = statistics.median(
-                float(row["tokens_per_second"]) for row in csv.DictReader(file)
-            )
+        rows = csv.DictReader(throughput.read_text().splitlines())
+        tokens = statistics.median(float(row["tokens_per_second"]) for row in rows)
         per_token = described_flops_per_token(described["config"], described["trained_mlp_dims"])
         speeds.append(3 * tokens * per_token / described["environment"]["num_devices"])
     if speeds:
