@@ -1,0 +1,74 @@
+"""What one process does where several would have to agree; tests/workflow has the several."""
+
+import os
+import signal
+
+import pytest
+
+from relu_sparsity import distributed
+from relu_sparsity.errors import NotConnected, UserError
+
+
+def test_one_process_is_the_leader_and_agrees_with_itself():
+    assert distributed.is_leader()
+    assert distributed.gather({"a": 1}) == [{"a": 1}]
+    assert distributed.ask_leader(lambda: 7) == 7
+    distributed.barrier("anything")
+
+    def fail():
+        raise UserError("as it is")
+
+    with pytest.raises(UserError, match="as it is"):
+        distributed.ask_leader(fail)
+
+
+def test_what_the_leader_holds_is_left_again():
+    events = []
+
+    class Held:
+        def __enter__(self):
+            events.append("entered")
+
+        def __exit__(self, *_):
+            events.append("left")
+
+    with distributed.held_by_leader(Held()):
+        events.append("inside")
+    assert events == ["entered", "inside", "left"]
+
+
+def test_a_second_sigterm_does_not_end_the_save():
+    """SLURM sends two in a row."""
+    before = signal.getsignal(signal.SIGTERM)
+    with distributed.stop_signals() as stop_requested:
+        assert not stop_requested(3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_requested(4)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with distributed.stop_signals() as stop_requested:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop_requested(0)
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.sigtimedwait([], 1)
+
+
+@pytest.mark.parametrize(("tasks", "several"), [(None, False), ("1", False), ("2", True)])
+def test_srun_is_noticed_where_it_starts_several(monkeypatch, tasks, several):
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    if tasks is not None:
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+    assert distributed.started_by_srun() == several
+
+
+def test_processes_that_cannot_find_each_other_say_what_they_need(monkeypatch):
+    def initialize(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
+    with pytest.raises(NotConnected, match=r"coordinator_address.*allowed: --distributed on a TPU"):
+        distributed.initialize()
