@@ -11,8 +11,11 @@ from relu_sparsity.model import (
     Transformer,
     causal_attention,
     contract,
+    count_probes,
+    probed,
     sinusoidal_positions,
     split_by_stack,
+    use_by_stack,
 )
 from relu_sparsity.params import ModelParams
 from relu_sparsity.sparsity import mean_use
@@ -35,13 +38,21 @@ def build(params=SMALL, mlp_dims=None, seed=0):
     return Transformer(params, vocab_size=50, max_len=12, mlp_dims=mlp_dims, rngs=nnx.Rngs(seed))
 
 
+def measure(model, tokens, kept_units=None, *, group_size):
+    """The units' use, without a training step."""
+    widths = [stack.mlp_dim for stack in model.stacks for _ in range(stack.num_layers)]
+    count = jax.grad(lambda probes: model(tokens, kept_units, probes).sum())
+    counts = count(count_probes(widths, len(tokens)))
+    return use_by_stack(counts, kept_units, seq_len=tokens.shape[1], group_size=group_size)
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_every_choice_gives_float32_logits_and_gradients(choice):
     model = build(SMALL.model_copy(update=choice))
-    logits, _ = model(TOKENS)
+    logits = model(TOKENS)
     assert logits.shape == (4, 12, 50)
     assert logits.dtype == jnp.float32
-    grads = nnx.grad(lambda model: jax.nn.logsumexp(model(TOKENS)[0]).mean())(model)
+    grads = nnx.grad(lambda model: jax.nn.logsumexp(model(TOKENS)).mean())(model)
     for path, grad in nnx.to_flat_state(grads):
         assert np.isfinite(grad[...]).all(), path
         assert np.abs(grad[...]).max() > 0, path
@@ -59,6 +70,16 @@ def test_contraction_and_its_gradients_are_those_of_a_product(features, out):
     np.testing.assert_array_equal(value, expected)
     for ours, theirs in zip(gradients(weights), expected_gradients(weights), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_probe_counts_and_changes_nothing(dtype):
+    hidden, weights = jax.random.normal(jax.random.key(0), (2, 3, 500, 7)).astype(dtype)
+    out, gradients = jax.vjp(probed, hidden, jnp.zeros((3, 7)))
+    gradient, counts = gradients(weights)
+    np.testing.assert_array_equal(out, hidden)
+    np.testing.assert_array_equal(gradient, weights)
+    np.testing.assert_array_equal(counts, (np.asarray(hidden, np.float32) > 0).sum(axis=1))
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 3e-2)])
@@ -81,7 +102,7 @@ def test_logits_are_causal():
 
     def logits_of_embedded(position, shift):
         tokens = TOKENS.at[:, position].add(shift) % 50
-        return model(tokens)[0]
+        return model(tokens)
 
     for position in (1, 6, 11):
         before, after = logits_of_embedded(position, 0), logits_of_embedded(position, 7)
@@ -105,13 +126,13 @@ def test_scanned_stack_equals_a_stack_per_layer():
         stack_graph = nnx.graphdef(build(SMALL.model_copy(update={"num_layers": 1})).stacks[0])
         stacks.append(nnx.merge(stack_graph, layer))
     model.stacks = nnx.List(stacks)
-    np.testing.assert_allclose(model(TOKENS)[0], uniform(TOKENS)[0], atol=1e-5)
+    np.testing.assert_allclose(model(TOKENS), uniform(TOKENS), atol=1e-5)
 
 
 def test_layers_can_have_different_widths():
     model = build(mlp_dims=[24, 24, 8])
     assert [(stack.num_layers, stack.mlp_dim) for stack in model.stacks] == [(2, 24), (1, 8)]
-    _, uses = model(TOKENS, group_size=2)
+    uses = measure(model, TOKENS, group_size=2)
     assert [use.used.shape for use in uses] == [(2, 24), (1, 8)]
     assert split_by_stack(["a", "b", "c"], [24, 24, 8]) == [["a", "b"], ["c"]]
 
@@ -121,10 +142,11 @@ def test_masked_units_contribute_nothing_and_get_no_gradient():
     kept = np.ones((3, 24), np.float32)
     kept[0, :10] = kept[1, 5:] = kept[2, ::2] = 0
     masks = [KeptUnits(mask=jnp.asarray(kept))]
-    logits, uses = model(TOKENS, masks, group_size=4)
+    logits = model(TOKENS, masks)
+    uses = measure(model, TOKENS, masks, group_size=4)
     assert not np.asarray(uses[0].used)[kept == 0].any()
 
-    grads = nnx.grad(lambda model: jax.nn.logsumexp(model(TOKENS, masks)[0]).mean())(model)
+    grads = nnx.grad(lambda model: jax.nn.logsumexp(model(TOKENS, masks)).mean())(model)
     mlp = grads["stacks"][0]["blocks"]["mlp"]
     up = np.moveaxis(np.asarray(mlp["up"]["kernel"][...]), 1, 2)
     down = np.asarray(mlp["down"]["kernel"][...])
@@ -137,8 +159,8 @@ def test_masked_units_contribute_nothing_and_get_no_gradient():
     blocks = model.stacks[0].blocks.mlp
     noise = jax.random.normal(jax.random.key(1), blocks.up.kernel.shape)
     blocks.up.kernel[...] += noise * (1 - kept[:, None, :])
-    np.testing.assert_array_equal(model(TOKENS, masks)[0], logits)
-    assert np.abs(model(TOKENS)[0] - logits).max() > 1e-3
+    np.testing.assert_array_equal(model(TOKENS, masks), logits)
+    assert np.abs(model(TOKENS) - logits).max() > 1e-3
 
 
 def test_masking_equals_leaving_the_units_out():
@@ -152,8 +174,8 @@ def test_masking_equals_leaving_the_units_out():
         nnx.state(narrow),
     )
     nnx.update(narrow, first_units)
-    masked, _ = wide(TOKENS, [KeptUnits(mask=jnp.asarray(kept))])
-    np.testing.assert_allclose(narrow(TOKENS)[0], masked, atol=1e-5)
+    masked = wide(TOKENS, [KeptUnits(mask=jnp.asarray(kept))])
+    np.testing.assert_allclose(narrow(TOKENS), masked, atol=1e-5)
 
 
 def test_sinusoidal_positions_have_the_closed_form():
@@ -171,7 +193,7 @@ def test_use_at_initialization_falls_with_depth_as_in_table_2(english_tokens):
     @jax.jit
     def use_at_initialization(seed):
         model = Transformer(params, vocab_size=32000, max_len=512, rngs=nnx.Rngs(seed))
-        _, uses = model(jnp.asarray(english_tokens), group_size=16)
+        uses = measure(model, jnp.asarray(english_tokens), group_size=16)
         return mean_use(uses[0], seq_len=512)["batch_use"]
 
     use = 100 * np.mean([use_at_initialization(jax.random.key(seed)) for seed in range(2)], axis=0)

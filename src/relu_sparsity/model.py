@@ -83,6 +83,30 @@ def _dot_general(x, kernel, *_: Any, **__: Any):
 _linear = partial(nnx.Linear, dot_general=_dot_general)
 
 
+@jax.custom_vjp
+def probed(
+    hidden: Float[Array, "batch seq mlp"], probe: Float[Array, "batch mlp"]
+) -> Float[Array, "batch seq mlp"]:
+    """`hidden`, whose token counts are the gradient for `probe`, an array of zeros.
+
+    The backward pass has the hidden activations in memory, or recomputes them. In the forward pass
+    XLA takes them straight into the next product; to count them there it would have to write them
+    to memory first, and read them twice.
+    """
+    return hidden
+
+
+def _probed_forward(hidden, probe):
+    return hidden, hidden
+
+
+def _probed_backward(hidden, output_gradient):
+    return output_gradient, token_counts(hidden).astype(jnp.float32)
+
+
+probed.defvjp(_probed_forward, _probed_backward)
+
+
 def causal_attention(
     query: Float[Array, "batch seq heads dim"],
     key: Float[Array, "batch seq heads dim"],
@@ -137,13 +161,18 @@ class MLP(nnx.Module):
         self.down = linear(mlp_dim, params.emb_dim)
 
     def __call__(
-        self, x: Float[Array, "batch seq emb"], unit_mask: Float[Array, " mlp"] | None = None
-    ) -> tuple[Float[Array, "batch seq emb"], Float[Array, "batch seq mlp"]]:
-        """Returns the output and the hidden activations after ReLU and mask."""
+        self,
+        x: Float[Array, "batch seq emb"],
+        unit_mask: Float[Array, " mlp"] | None = None,
+        probe: Float[Array, "batch mlp"] | None = None,
+    ) -> Float[Array, "batch seq emb"]:
+        """Masks the hidden activations after the ReLU; `probe` counts what is left of them."""
         hidden = nnx.relu(self.up(x))
         if unit_mask is not None:
             hidden = hidden * unit_mask.astype(hidden.dtype)
-        return self.down(hidden), hidden
+        if probe is not None:
+            hidden = probed(hidden, probe)
+        return self.down(hidden)
 
 
 class Block(nnx.Module):
@@ -159,17 +188,10 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "batch seq emb"],
         kept: KeptUnits,
-        group_size: int | None,
-    ) -> tuple[Float[Array, "batch seq emb"], UnitUse | None]:
+        probe: Float[Array, "batch mlp"] | None,
+    ) -> Float[Array, "batch seq emb"]:
         x = x + self.attention(self.attention_norm(x))
-        change, hidden = self.mlp(self.mlp_norm(x), kept.mask)
-        if group_size is None:
-            return x + change, None
-        counts = token_counts(hidden)
-        if kept.positions is not None:
-            # A unit that is left out is never used.
-            counts = jnp.pad(counts, ((0, 0), (0, 1)))[:, kept.positions]
-        return x + change, use_from_counts(counts, seq_len=x.shape[1], group_size=group_size)
+        return x + self.mlp(self.mlp_norm(x), kept.mask, probe)
 
 
 class Stack(nnx.Module):
@@ -192,18 +214,19 @@ class Stack(nnx.Module):
         self,
         x: Float[Array, "batch seq emb"],
         kept: KeptUnits,
-        group_size: int | None,
-    ) -> tuple[Float[Array, "batch seq emb"], UnitUse | None]:
+        probes: Float[Array, "layers batch mlp"] | None,
+    ) -> Float[Array, "batch seq emb"]:
         graph, stacked = nnx.split(self.blocks)
 
         def apply_block(x, layer):
-            state, kept_here = layer
-            return nnx.merge(graph, state)(x, kept_here, group_size)
+            state, kept_here, probe = layer
+            return nnx.merge(graph, state)(x, kept_here, probe), None
 
         if self.remat:
             # XLA unrolls a scan of one layer, and would then share what is to be recomputed.
             apply_block = jax.checkpoint(apply_block, prevent_cse=self.num_layers == 1)
-        return jax.lax.scan(apply_block, x, (stacked, kept))
+        x, _ = jax.lax.scan(apply_block, x, (stacked, kept, probes))
+        return x
 
 
 class Transformer(nnx.Module):
@@ -254,19 +277,19 @@ class Transformer(nnx.Module):
         self,
         tokens: Int[Array, "batch seq"],
         kept_units: Sequence[KeptUnits] | None = None,
-        group_size: int | None = None,
-    ) -> tuple[Float[Array, "batch seq vocab"], list[UnitUse] | None]:
+        probes: Sequence[Float[Array, "_layers batch _mlp"]] | None = None,
+    ) -> Float[Array, "batch seq vocab"]:
         """Predicts the next token at every position.
 
         Args:
           tokens: Token ids.
           kept_units: The hidden units that each stack of equally wide layers keeps; None keeps
             all. See `split_by_stack`.
-          group_size: Sequences in a device batch, to measure the units' use; None measures
-            nothing.
+          probes: What `count_probes` gives. The gradients for them, of anything that depends on
+            the logits, are the token counts of the hidden units; None counts nothing.
 
         Returns:
-          The logits in float32, and the units' use for each stack (None without `group_size`).
+          The logits in float32.
         """
         length = tokens.shape[1]
         positions = (
@@ -275,18 +298,19 @@ class Transformer(nnx.Module):
             else self.positions[:length]
         )
         x = (self.embed(tokens) + positions).astype(self.dtype)
-        uses: list[UnitUse] = []
         for index, stack in enumerate(self.stacks):
-            x, use = stack(x, kept_units[index] if kept_units else KeptUnits(), group_size)
-            if use is not None:
-                uses.append(use)
+            x = stack(
+                x,
+                kept_units[index] if kept_units else KeptUnits(),
+                probes[index] if probes else None,
+            )
         x = self.final_norm(x)
         if self.logits is None:
             kernel = self.embed.embedding[...].astype(self.dtype)
             logits = jnp.einsum("bse,ve->bsv", x, kernel, preferred_element_type=jnp.float32)
         else:
             logits = self.logits(x)
-        return logits.astype(jnp.float32), None if group_size is None else uses
+        return logits.astype(jnp.float32)
 
 
 def split_by_stack(values: Sequence[_T], mlp_dims: Sequence[int]) -> list[list[_T]]:
@@ -294,6 +318,43 @@ def split_by_stack(values: Sequence[_T], mlp_dims: Sequence[int]) -> list[list[_
     layers = iter(values)
     return [
         list(itertools.islice(layers, len(list(group)))) for _, group in itertools.groupby(mlp_dims)
+    ]
+
+
+def count_probes(mlp_dims: Sequence[int], batch: int) -> list[Float[Array, "_layers batch _mlp"]]:
+    """Zeros for each stack, for `Transformer` to count the tokens that use its hidden units."""
+    stacks = split_by_stack(mlp_dims, mlp_dims)
+    return [jnp.zeros((len(widths), batch, widths[0]), jnp.float32) for widths in stacks]
+
+
+def use_by_stack(
+    counts: Sequence[Float[Array, "_layers batch _mlp"]],
+    kept_units: Sequence[KeptUnits] | None,
+    *,
+    seq_len: int,
+    group_size: int,
+) -> list[UnitUse]:
+    """The units' use for each stack.
+
+    Args:
+      counts: The gradients for what `count_probes` gave.
+      kept_units: The hidden units that each stack keeps; None keeps all.
+      seq_len: Tokens in a sequence.
+      group_size: Sequences in a device batch. It divides `batch`.
+    """
+
+    def use(layer):
+        counts, positions = layer
+        counts = counts.astype(jnp.int32)
+        if positions is not None:
+            # A unit that is left out is never used.
+            counts = jnp.pad(counts, ((0, 0), (0, 1)))[:, positions]
+        return use_from_counts(counts, seq_len=seq_len, group_size=group_size)
+
+    kept_units = kept_units or [KeptUnits()] * len(counts)
+    return [
+        jax.lax.map(use, (stack, kept.positions))
+        for stack, kept in zip(counts, kept_units, strict=True)
     ]
 
 

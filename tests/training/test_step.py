@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from relu_sparsity.model import KeptUnits, Transformer, sinusoidal_positions, split_by_stack
 from relu_sparsity.params import OptimizerParams
+from relu_sparsity.sparsity import PERCENTILES
+from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.step import (
     adamw_direction,
     learning_rates,
@@ -71,6 +75,60 @@ def test_measuring_changes_nothing_of_the_update(config):
         jax.tree.leaves(plain.params), jax.tree.leaves(measured.params), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def hidden_activations(model, tokens, unit_masks):
+    """Those of each layer, one layer after the other."""
+    x = model.embed(tokens) + sinusoidal_positions(tokens.shape[1], model.embed.features)
+    masks = iter(unit_masks)
+    for stack in model.stacks:
+        graph, stacked = nnx.split(stack.blocks)
+        for layer in range(stack.num_layers):
+            block = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
+            x = x + block.attention(block.attention_norm(x))
+            hidden = nnx.relu(block.mlp.up(block.mlp_norm(x))) * next(masks)
+            x = x + block.mlp.down(hidden)
+            yield np.asarray(hidden)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("kept_share", [(1, 1), (0.5, 0.5), (0.9, 0.2)], ids=str)
+def test_the_units_use_is_that_of_the_models_activations(config, num_devices, remat, kept_share):
+    """Against sections 2.1 and A.6 in NumPy, whole and compacted, of equal and unequal widths."""
+    generator = np.random.default_rng(0)
+    part = Compaction([generator.random(16) < share for share in kept_share], multiple_of=4)
+    kept_units = [
+        KeptUnits(jnp.stack(masks).astype(jnp.float32), jnp.stack(positions))
+        for masks, positions in zip(
+            split_by_stack(part.unit_masks, part.mlp_dims),
+            split_by_stack(part.positions, part.mlp_dims),
+            strict=True,
+        )
+    ]
+    config = config.model_copy(update={"model": config.model.model_copy(update={"remat": remat})})
+    steps = make_steps(config, vocab_size=400, mlp_dims=part.mlp_dims, mesh=make_mesh(num_devices))
+    tokens = generator.integers(0, 400, (8, 17)).astype(np.int32)
+    model = Transformer(
+        config.model, vocab_size=400, max_len=16, mlp_dims=part.mlp_dims, rngs=nnx.Rngs(0)
+    )
+    nnx.update(model, jax.device_get(steps.init(3).params))
+    activations = list(hidden_activations(model, tokens[:, :-1], part.unit_masks))
+
+    _, output = steps.train_and_measure(steps.init(3), tokens, np.float32(0.01), kept_units)
+    # (stacks, layers of the stack, ...) to (layers, ...)
+    use = jax.tree.map(lambda *stacks: np.concatenate(stacks), *output.unit_use)
+    for layer, (hidden, positions) in enumerate(zip(activations, part.positions, strict=True)):
+        counts = np.pad((hidden > 0).sum(axis=1), ((0, 0), (0, 1)))[:, positions]
+        groups = (counts > 0).reshape(2, 4, 16).any(axis=1)
+        np.testing.assert_array_equal(use.token_units[layer], counts.sum(axis=1))
+        np.testing.assert_array_equal(use.sequence_units[layer], (counts > 0).sum(axis=1))
+        np.testing.assert_array_equal(use.batch_units[layer], groups.sum(axis=1))
+        np.testing.assert_array_equal(use.used[layer], groups[0])
+        for sequence, frequency in zip(counts, use.use_frequency[layer], strict=True):
+            used = np.mean(sequence > 0)
+            rescaled = np.array(PERCENTILES) * used + 100 * (1 - used)
+            np.testing.assert_allclose(frequency, np.percentile(sequence, rescaled) / 16, atol=1e-6)
 
 
 def test_the_seed_decides_the_initial_parameters(config):

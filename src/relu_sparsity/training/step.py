@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.model import KeptUnits, Transformer
+from relu_sparsity.model import KeptUnits, Transformer, count_probes, use_by_stack
 from relu_sparsity.params import OptimizerParams, RunConfig
 from relu_sparsity.sparsity import UnitUse
 
@@ -156,21 +156,26 @@ def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], m
         params = nnx.pure(nnx.state(create(seed)))
         return TrainState(params, direction.init(params))
 
-    def apply(
-        params: Any, tokens: Any, kept_units: Sequence[KeptUnits] | None, group_size: int | None
-    ):
-        logits, use = nnx.merge(graph, params)(tokens[:, :-1], kept_units, group_size)
-        losses, hits = token_losses(logits, tokens[:, 1:])
-        return losses, hits, use
+    def apply(params: Any, tokens: Any, kept_units: Sequence[KeptUnits] | None, probes: Any):
+        logits = nnx.merge(graph, params)(tokens[:, :-1], kept_units, probes)
+        return token_losses(logits, tokens[:, 1:])
 
     def make_train(group_size: int | None):
-        def loss_fn(params, tokens, kept_units):
-            losses, hits, use = apply(params, tokens, kept_units, group_size)
-            return losses.mean(), (hits.mean(), use)
+        def loss_fn(params, probes, tokens, kept_units):
+            losses, hits = apply(params, tokens, kept_units, probes)
+            return losses.mean(), hits.mean()
 
         def train(state: TrainState, tokens, learning_rate, kept_units):
-            (loss, (accuracy, use)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, tokens, kept_units
+            batch, length = tokens.shape
+            probes = None if group_size is None else count_probes(mlp_dims, batch)
+            differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+            (loss, accuracy), (grads, counts) = differentiate(
+                state.params, probes, tokens, kept_units
+            )
+            use = (
+                None
+                if group_size is None
+                else use_by_stack(counts, kept_units, seq_len=length - 1, group_size=group_size)
             )
             updates, opt_state = direction.update(grads, state.opt_state, state.params)
             params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
@@ -185,7 +190,7 @@ def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], m
         )
 
     def evaluate(params, tokens, kept_units) -> EvalOutput:
-        losses, hits, _ = apply(params, tokens, kept_units, None)
+        losses, hits = apply(params, tokens, kept_units, None)
         return EvalOutput(losses.mean(axis=1), hits.mean(axis=1))
 
     shapes = jax.eval_shape(init, jnp.int32(0))
