@@ -39,7 +39,7 @@ reproduce: setup
 	@echo "Figures: results/$(SCALE)/figures/"
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(CORES) --dist worksteal
 
 bench: setup
 	$(BIN)/python bench/bench.py
