@@ -297,13 +297,6 @@ def _training_job(
     )
 
 
-def has_branch(params: Params, run: str, seed: int) -> bool:
-    """Whether the store has what the mask of a masked run is made from."""
-    chosen = params.run(run, seed)
-    assert chosen.parent is not None
-    return run_store(params, chosen.parent, seed).has_branch(chosen.config.mask.step)
-
-
 def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: int) -> AnyPath:
     """The branch of a run at `step`, replayed from the start where the store does not have it."""
     from dataclasses import replace

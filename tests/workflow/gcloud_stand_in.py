@@ -45,6 +45,7 @@ class Cloud:
         cloud = cls(folder)
         cloud.configure(**{"core/project": "a-project", "compute/zone": "a-zone", "account": "me"})
         cloud.fail_next(0)
+        cloud.refuse("")
         return cloud
 
     def configure(self, **values: str) -> None:
@@ -54,6 +55,10 @@ class Cloud:
     def fail_next(self, count: int, message: str = "There is no more capacity in the zone") -> None:
         """Lets the next requests fail."""
         (self.folder / "failing.json").write_text(json.dumps([message] * count))
+
+    def refuse(self, message: str) -> None:
+        """Lets every call end with this message; an empty one lets them through again."""
+        (self.folder / "refused.txt").write_text(message)
 
     def environment(self, path: str) -> dict[str, str]:
         """The variables of a process that is to find this command first."""
@@ -244,6 +249,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     with (cloud.folder / "calls.log").open("a") as log:
         print(*arguments, file=log)
+    if refused := (cloud.folder / "refused.txt").read_text():
+        _refuse(refused)
     words = [each for each in arguments if not each.startswith("--")]
     flags = (each[2:].partition("=") for each in arguments if each.startswith("--"))
     options = {key: value for key, _, value in flags}

@@ -100,7 +100,7 @@ class Project:
         return json.loads(found[0].read_text()) if found else {}
 
     def wait_for_step(self, step: int, run: str = "baseline", store: str = "store") -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while self.progress(run, store).get("step", 0) < step:
             assert time.monotonic() < deadline, f"{run} did not get to step {step}"
             time.sleep(0.1)

@@ -49,7 +49,7 @@ def test_hosts_that_come_and_go_train_what_one_process_trains(hosts):
     pair = hosts.start_hosts(2, *TRAIN, devices=2)
     hosts.wait_for_step(12)
     pair[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=120)[0] for process in pair]
+    outputs = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [143, 143], outputs
     stopped = hosts.progress()
     assert stopped["state"] == "stopped"
@@ -57,7 +57,7 @@ def test_hosts_that_come_and_go_train_what_one_process_trains(hosts):
     assert 12 <= stopped["step"] < 60
 
     four = hosts.start_hosts(4, *TRAIN, devices=1)
-    outputs = [process.communicate(timeout=240)[0] for process in four]
+    outputs = [process.communicate(timeout=600)[0] for process in four]
     assert [process.returncode for process in four] == [0] * 4, outputs
     assert f"resumes at step {stopped['step']} of 60" in outputs[0]
     assert hosts.progress()["state"] == "finished"
@@ -73,7 +73,7 @@ def test_hosts_that_come_and_go_train_what_one_process_trains(hosts):
 
 def test_says_which_batch_the_hosts_cannot_share(hosts):
     three = hosts.start_hosts(3, *TRAIN)
-    outputs = [process.communicate(timeout=120)[0] for process in three]
+    outputs = [process.communicate(timeout=300)[0] for process in three]
     assert all(process.returncode for process in three)
     assert (
         "error: training.global_batch_size: 8 sequences cannot be shared evenly by 3 devices; "
@@ -85,10 +85,10 @@ def test_a_host_that_dies_ends_the_others_and_the_run_goes_on(hosts):
     pair = hosts.start_hosts(2, *TRAIN)
     hosts.wait_for_step(12)
     pair[0].kill()
-    output = pair[1].communicate(timeout=60)[0]
+    output = pair[1].communicate(timeout=300)[0]
     assert pair[1].returncode, output
     pair[0].communicate()
     pair = hosts.start_hosts(2, *TRAIN)
-    outputs = [process.communicate(timeout=240)[0] for process in pair]
+    outputs = [process.communicate(timeout=600)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert "resumes at step" in outputs[0]

@@ -26,7 +26,7 @@ def cluster(tmp_path_factory):
         yield running
 
 
-def wait_for(holds, patience=120):
+def wait_for(holds, patience=300):
     deadline = time.monotonic() + patience
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"
@@ -67,7 +67,7 @@ def test_two_nodes_train_what_one_process_trains(fresh, cluster, tmp_path):
     project.wait_for_step(requeued + 8)
     assert project.progress()["slurm_job"] == job
     cluster.run("scancel", job)
-    output, _ = first.communicate(timeout=120)
+    output, _ = first.communicate(timeout=300)
     assert first.returncode == 1, output
     stopped = project.progress()
     assert stopped["state"] == "stopped"

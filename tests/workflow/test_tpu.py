@@ -50,7 +50,7 @@ def with_data(fresh, tmp_path_factory):
     settings = yaml.safe_load(slices.read_text()) | {
         "python": sys.executable,
         "poll_seconds": 1,
-        "host_timeout_seconds": 20,
+        "host_timeout_seconds": 90,
         "stop_seconds": 60,
     }
     slices.write_text(yaml.safe_dump(settings))
@@ -92,7 +92,7 @@ class Controller:
         found = [name for name in names if name.endswith("/progress.json")]
         return json.loads(self.bucket.read(found[0])) if found else {}
 
-    def wait_for(self, what, patience=240):
+    def wait_for(self, what, patience=400):
         deadline = time.monotonic() + patience
         while not (found := what()):
             assert time.monotonic() < deadline, "waited in vain"
@@ -147,18 +147,22 @@ def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
 
 def test_a_preempted_slice_is_replaced_and_the_run_goes_on(controller, plain):
     launcher = controller.start(*LAUNCH)
-    controller.wait_for_step(24)
+    controller.wait_for(lambda: controller.progress())
     [name] = controller.cloud.slices()
     listed = json.loads(controller.run("relu_sparsity.cli", "tpu", "list", "--json"))
     assert [(each["name"], each["state"], each["spot"]) for each in listed] == [
         (name, "ACTIVE", True)
     ]
-    assert controller.status()["state"] == "training"
+    # The log-in runs out for a while: the hosts do not need it.
+    controller.cloud.refuse("There was a problem refreshing your current auth tokens")
+    controller.wait_for_step(24)
+    controller.cloud.refuse("")
     controller.cloud.preempt(name)
-    output, _ = launcher.communicate(timeout=300)
+    output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
+    assert "does not know how the slice is: gcloud compute tpus" in output
     assert "the slice was preempted; makes a new slice" in output
-    assert re.search(r"baseline seed 0: resumes at step [23]0 of 60", output)
+    assert re.search(r"baseline seed 0: resumes at step [2-5]0 of 60", output)
     assert controller.cloud.slices() == {}
     assert_same(tables(controller.project), plain["baseline"])
 
@@ -169,9 +173,9 @@ def test_ctrl_c_saves_and_deletes_and_the_same_command_goes_on(controller, plain
     workflow = controller.start(*command)
     controller.wait_for_step(12)
     os.killpg(workflow.pid, signal.SIGINT)  # As a terminal does: to all of the group.
-    output, _ = workflow.communicate(timeout=120)
+    output, _ = workflow.communicate(timeout=300)
     assert workflow.returncode == 1, output
-    controller.wait_for(lambda: not controller.cloud.slices(), patience=60)
+    controller.wait_for(lambda: not controller.cloud.slices(), patience=300)
     step = int(re.search(r"the same command goes on from step (\d+)", log.read_text())[1])
     assert step >= 12
     assert step % 10, "it was saved on request, not by the clock"
@@ -184,13 +188,16 @@ def test_ctrl_c_saves_and_deletes_and_the_same_command_goes_on(controller, plain
 
 def test_hosts_that_die(controller, plain):
     """A process that dies is started again on its host; a dead host costs the whole slice."""
+    slices = controller.project.folder / "workflow/profiles/tpu/slices.yaml"
+    settings = yaml.safe_load(slices.read_text()) | {"host_timeout_seconds": 30}
+    slices.write_text(yaml.safe_dump(settings))
     launcher = controller.start(*LAUNCH)
     controller.wait_for_step(12)
     [name] = controller.cloud.slices()
     os.kill(controller.cloud.trainer_of(name, 1), signal.SIGKILL)
     controller.wait_for_step(32)
     controller.cloud.kill_host(name, 2)
-    output, _ = launcher.communicate(timeout=400)
+    output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
     assert "host 1 started its process again" in output
     assert re.search(r"host 2 has said nothing for \d+ s; makes a new slice", output)
@@ -282,7 +289,7 @@ def test_a_bucket_is_a_store_as_any_other(controller, plain):
     first = controller.start(*command)
     controller.wait_for_step(12)
     first.send_signal(signal.SIGTERM)
-    output, _ = first.communicate(timeout=60)
+    output, _ = first.communicate(timeout=300)
     assert first.returncode == 143, output
     step = controller.progress()["step"]
     [newest] = {name.partition(f"/checkpoints/{step}/")[0]

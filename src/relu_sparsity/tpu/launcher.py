@@ -15,9 +15,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from relu_sparsity import fingerprint, jobs
 from relu_sparsity.durations import duration
@@ -42,6 +42,7 @@ from relu_sparsity.tpu.slices import (
 )
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _CODE = (Path("src"), Path("params.yaml"), Path("requirements-tpu.txt"))
 _STARTUP = Path(__file__).with_name("startup.sh")
@@ -279,7 +280,7 @@ class _Launcher:
 
     def _work(self) -> None:
         self._job.prepare()
-        failures, best = 0, self._job.newest_step()
+        failures, best = 0, self._newest_step()
         pause = self._settings.poll_seconds
         is_there = self._adopt()
         while True:
@@ -297,7 +298,7 @@ class _Launcher:
             except _SliceLost as lost:
                 self._tell(f"{lost}; makes a new slice")
                 self._gcloud.delete(self._name)
-                pause, newest = self._settings.poll_seconds, self._job.newest_step()
+                pause, newest = self._settings.poll_seconds, self._newest_step()
                 failures = 0 if newest > best else failures + 1
                 best = max(best, newest)
                 if failures >= self._settings.max_failures:
@@ -310,7 +311,10 @@ class _Launcher:
 
     def _adopt(self) -> bool:
         """Whether the slice of a launcher that was killed still works on the job."""
-        found = self._describe()
+        try:
+            found = self._gcloud.describe(self._name)
+        except PassingTrouble as trouble:
+            raise UserError(f"the cloud does not answer: {trouble}") from None
         if found is None:
             self._attempt = self._job.slice_job.last_attempt()
             return False
@@ -347,9 +351,16 @@ class _Launcher:
         self._state = ""
         while True:
             self._wait(self._settings.poll_seconds)
-            found = self._describe()
+            try:
+                found = self._gcloud.describe(self._name)
+            except (PassingTrouble, UserError) as trouble:
+                # The hosts need neither the cloud's word nor a valid log-in of the user's.
+                self._tell(f"does not know how the slice is: {trouble}")
+                if self._is_done():
+                    return
+                continue
             if found is None:
-                if self._job.is_done():
+                if self._is_done():
                     return
                 raise UserError(
                     f"{self._name}: someone else deleted the slice; the job goes on from its last "
@@ -370,7 +381,7 @@ class _Launcher:
             reports = self._reports()
             self._show(reports)
             # Asked last: the file may come while the rest is looked at.
-            if self._job.is_done():
+            if self._is_done():
                 return
             for report in reports:
                 if report.state == "failed":
@@ -379,20 +390,22 @@ class _Launcher:
                     )
             self._require_word_of_hosts(reports, active_since)
 
-    def _describe(self) -> Slice | None:
-        while True:
-            try:
-                return self._gcloud.describe(self._name)
-            except PassingTrouble as trouble:
-                self._tell(f"the cloud does not answer: {trouble}")
-                self._wait(self._settings.poll_seconds)
+    def _is_done(self) -> bool:
+        return self._ask_store(self._job.is_done, False)
+
+    def _newest_step(self) -> int:
+        return self._ask_store(self._job.newest_step, 0)
 
     def _reports(self) -> list[HostReport]:
+        return self._ask_store(lambda: self._job.slice_job.reports(self._attempt), [])
+
+    def _ask_store(self, question: Callable[[], _T], unknown: _T) -> _T:
+        """Asks a store that may not answer now, which is no reason to give a slice up."""
         try:
-            return self._job.slice_job.reports(self._attempt)
+            return question()
         except Exception as trouble:
             self._tell(f"the store does not answer: {trouble}")
-            return []
+            return unknown
 
     def _require_word_of_hosts(self, reports: list[HostReport], active_since: float) -> None:
         """Finds the slice dead whose hosts say nothing, though the cloud says that it is active."""
@@ -437,7 +450,7 @@ class _Launcher:
                 if all(report.state in ("done", "stopped", "failed") for report in reports):
                     break
         raise Interrupted(
-            f"{self._name}: stopped; the same command goes on from step {self._job.newest_step()}"
+            f"{self._name}: stopped; the same command goes on from step {self._newest_step()}"
         )
 
     @contextlib.contextmanager
