@@ -32,7 +32,7 @@ from relu_sparsity.data.pipeline import train_batches
 from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
 from relu_sparsity.files import write_json, write_text
 from relu_sparsity.flops import forward_flops_per_token
-from relu_sparsity.model import KeptUnits, split_by_stack
+from relu_sparsity.model import masks_by_stack
 from relu_sparsity.params import DataParams, RunConfig
 from relu_sparsity.sparsity import PERCENTILES, unit_use
 from relu_sparsity.training.compaction import Compaction
@@ -211,20 +211,10 @@ def time_shape(name: str, rounds: int) -> dict[str, Any]:
 
     generator = np.random.default_rng(0)
     kept = [generator.random(width) < 0.5 for width in whole]
-    masks = [
-        KeptUnits(mask=jnp.stack(layers).astype(jnp.float32))
-        for layers in split_by_stack(kept, whole)
-    ]
+    masks = masks_by_stack(kept, whole)
     part = Compaction(kept, multiple_of=max(1, config.model.mlp_dim // 16))
     compact = steps_of(config, part.mlp_dims)
-    left = [
-        KeptUnits(jnp.stack(mask).astype(jnp.float32), jnp.stack(where))
-        for mask, where in zip(
-            split_by_stack(part.unit_masks, part.mlp_dims),
-            split_by_stack(part.positions, part.mlp_dims),
-            strict=True,
-        )
-    ]
+    left = part.kept_units()
     activations = jnp.maximum(
         jnp.asarray(generator.standard_normal((BATCH, config.training.seq_len, whole[0]))), 0
     )

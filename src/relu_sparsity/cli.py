@@ -79,6 +79,9 @@ ProcessId = Annotated[
 HeartbeatTimeout = Annotated[
     int, typer.Option(min=5, help="Seconds after which a silent process ends the others.")
 ]
+AllStores = Annotated[
+    bool, typer.Option("--all", help="Also those whose jobs write to another store.")
+]
 Slices = Annotated[Path, typer.Option(help="What the slices are.", metavar="FILE")]
 DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_SLICES = Path("workflow/profiles/tpu/slices.yaml")
@@ -435,9 +438,7 @@ def tpu_check(
 @tpu.command("list")
 def tpu_list(
     slices: Slices = DEFAULT_SLICES,
-    all_stores: Annotated[
-        bool, typer.Option("--all", help="Also those whose jobs write to another store.")
-    ] = False,
+    all_stores: AllStores = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the slices that jobs of this store asked for."""
@@ -456,9 +457,7 @@ def tpu_list(
 @tpu.command("cleanup")
 def tpu_cleanup(
     slices: Slices = DEFAULT_SLICES,
-    all_stores: Annotated[
-        bool, typer.Option("--all", help="Also those whose jobs write to another store.")
-    ] = False,
+    all_stores: AllStores = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete the slices that jobs of this store asked for, also those at work."""
@@ -550,15 +549,13 @@ def _training_process(
 
 def _configure_jax(threads: int | None) -> None:
     """Bounds XLA's threads and shares compiled programs between runs; call before JAX starts."""
-    from relu_sparsity.files import is_remote
+    from relu_sparsity.files import absolute
     from relu_sparsity.layout import store_root
 
     if threads is not None:
         # XLA sizes its thread pools by NPROC.
         os.environ["NPROC"] = str(threads)
-    cache = store_root() / "compiled"
-    if not is_remote(cache):
-        cache = cache.absolute()
+    cache = absolute(store_root() / "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

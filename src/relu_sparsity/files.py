@@ -21,6 +21,11 @@ def is_remote(path: AnyPath) -> bool:
     return "://" in os.fspath(path)
 
 
+def absolute(path: AnyPath) -> epath.Path:
+    """`path` whatever the working folder is; one in a bucket is so already."""
+    return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
 @contextlib.contextmanager
 def atomic_write(path: AnyPath) -> Iterator[Path]:
     """Yields a temporary path and moves what was written there to `path` on success.

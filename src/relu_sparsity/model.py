@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from relu_sparsity.params import ModelParams
 from relu_sparsity.sparsity import UnitUse, token_counts, use_from_counts
@@ -318,6 +318,16 @@ def split_by_stack(values: Sequence[_T], mlp_dims: Sequence[int]) -> list[list[_
     layers = iter(values)
     return [
         list(itertools.islice(layers, len(list(group)))) for _, group in itertools.groupby(mlp_dims)
+    ]
+
+
+def masks_by_stack(
+    unit_masks: Sequence[Bool[np.ndarray, " _mlp"]], mlp_dims: Sequence[int]
+) -> list[KeptUnits]:
+    """What each stack of a whole model keeps, from the masks of its layers."""
+    return [
+        KeptUnits(mask=jnp.stack(layers).astype(jnp.float32))
+        for layers in split_by_stack(unit_masks, mlp_dims)
     ]
 
 

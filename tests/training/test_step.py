@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from relu_sparsity.model import KeptUnits, Transformer, sinusoidal_positions, split_by_stack
+from relu_sparsity.model import Transformer, sinusoidal_positions
 from relu_sparsity.params import OptimizerParams
 from relu_sparsity.sparsity import PERCENTILES
 from relu_sparsity.training.compaction import Compaction
@@ -98,14 +98,6 @@ def test_the_units_use_is_that_of_the_models_activations(config, num_devices, re
     """Against sections 2.1 and A.6 in NumPy, whole and compacted, of equal and unequal widths."""
     generator = np.random.default_rng(0)
     part = Compaction([generator.random(16) < share for share in kept_share], multiple_of=4)
-    kept_units = [
-        KeptUnits(jnp.stack(masks).astype(jnp.float32), jnp.stack(positions))
-        for masks, positions in zip(
-            split_by_stack(part.unit_masks, part.mlp_dims),
-            split_by_stack(part.positions, part.mlp_dims),
-            strict=True,
-        )
-    ]
     config = config.model_copy(update={"model": config.model.model_copy(update={"remat": remat})})
     steps = make_steps(config, vocab_size=400, mlp_dims=part.mlp_dims, mesh=make_mesh(num_devices))
     tokens = generator.integers(0, 400, (8, 17)).astype(np.int32)
@@ -115,7 +107,7 @@ def test_the_units_use_is_that_of_the_models_activations(config, num_devices, re
     nnx.update(model, jax.device_get(steps.init(3).params))
     activations = list(hidden_activations(model, tokens[:, :-1], part.unit_masks))
 
-    _, output = steps.train_and_measure(steps.init(3), tokens, np.float32(0.01), kept_units)
+    _, output = steps.train_and_measure(steps.init(3), tokens, np.float32(0.01), part.kept_units())
     # (stacks, layers of the stack, ...) to (layers, ...)
     use = jax.tree.map(lambda *stacks: np.concatenate(stacks), *output.unit_use)
     for layer, (hidden, positions) in enumerate(zip(activations, part.positions, strict=True)):

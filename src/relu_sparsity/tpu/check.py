@@ -17,18 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.flops import forward_flops_per_token
 from relu_sparsity.interventions import random_mask, unused_mask, used_widths
-from relu_sparsity.model import KeptUnits, split_by_stack
+from relu_sparsity.model import KeptUnits, masks_by_stack
 from relu_sparsity.paper.published import published
 from relu_sparsity.params import MASKS, Params, RunConfig, RunParams
 from relu_sparsity.tpu.cost import program_cost
 from relu_sparsity.tpu.hardware import GIB, HARDWARE, Hardware
 from relu_sparsity.training.compaction import Compaction
-from relu_sparsity.training.step import make_steps
+from relu_sparsity.training.step import make_mesh, make_steps
 
 log = logging.getLogger(__name__)
 
@@ -233,9 +233,7 @@ def topology_mesh(topology: str) -> Mesh:
             f"topology: {topology!r}: {_first_line(error)}; allowed: a TPU version and its chips "
             f"along each axis, such as {EXAMPLES}"
         ) from None
-    devices: list[Any] = list(description.devices)
-    devices.sort(key=lambda device: (device.process_index, device.id))
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    return make_mesh(devices=description.devices)
 
 
 @dataclass
@@ -292,25 +290,11 @@ def _trained_part(params: Params, run: RunParams) -> tuple[tuple[int, ...], list
         kept = unused_mask(used)
     else:
         kept = random_mask(used, seed=mask.seed, run_seed=run.seeds[0], over=mask.random_over)
-    whole = [layer.size for layer in kept]
     if not mask.compact:
-        return tuple(whole), [
-            KeptUnits(mask=_shape_of(layers, np.float32)) for layers in split_by_stack(kept, whole)
-        ]
+        whole = tuple(layer.size for layer in kept)
+        return whole, jax.eval_shape(lambda: masks_by_stack(kept, whole))
     part = Compaction(kept, multiple_of=mask.width_multiple_of)
-    masks = split_by_stack(part.unit_masks, part.mlp_dims)
-    positions = split_by_stack(part.positions, part.mlp_dims)
-    return tuple(part.mlp_dims), [
-        KeptUnits(
-            mask=None if np.all(layers) else _shape_of(layers, np.float32),
-            positions=_shape_of(where, np.int32),
-        )
-        for layers, where in zip(masks, positions, strict=True)
-    ]
-
-
-def _shape_of(layers: Sequence[np.ndarray], dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct((len(layers), *layers[0].shape), dtype)
+    return tuple(part.mlp_dims), jax.eval_shape(part.kept_units)
 
 
 def _baseline_use() -> list[float]:

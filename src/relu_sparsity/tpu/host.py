@@ -23,7 +23,8 @@ from relu_sparsity.tpu.slice_job import EXPECTED, HostReport, HostState, JobDesc
 
 log = logging.getLogger(__name__)
 
-_LOG_LIMIT = 1 << 20
+# Of a log, what a message about a failure shows.
+_TAIL_BYTES = 4000
 
 
 def serve(job: SliceJob, *, attempt: int, worker: int, max_restarts: int = 100) -> HostState:
@@ -93,7 +94,7 @@ class _Host:
                     self.report("stopped")
                     return "stopped"
                 if process.returncode == USER_ERROR_STATUS or self._restarts >= max_restarts:
-                    self.report("failed", _tail(printed))
+                    self.report("failed", _last(printed, _TAIL_BYTES))
                     return "failed"
                 self._restarts += 1
                 log.warning("ended with status %d: starts again", process.returncode)
@@ -132,13 +133,13 @@ class _Host:
         if size == self._published:
             return
         try:
-            self._job.write_log(self._attempt, self._worker, _tail(printed, _LOG_LIMIT))
+            self._job.write_log(self._attempt, self._worker, _last(printed, size))
             self._published = size
         except Exception as error:
             log.warning("the store does not take this host's log: %s", error)
 
 
-def _tail(printed: IO[bytes], limit: int = 4000) -> str:
+def _last(printed: IO[bytes], limit: int) -> str:
     # By its own descriptor: the process writes at the end of the shared one.
     size = os.fstat(printed.fileno()).st_size
     content = os.pread(printed.fileno(), limit, max(0, size - limit))

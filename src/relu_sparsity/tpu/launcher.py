@@ -15,14 +15,14 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from relu_sparsity import fingerprint, jobs
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import Interrupted, UserError
-from relu_sparsity.files import AnyPath, is_remote, write_json, write_text
+from relu_sparsity.files import absolute, is_remote, write_json, write_text
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import MASKS, Params
 from relu_sparsity.tpu.slice_job import EXPECTED, HostReport, JobDescription, SliceJob, write_bundle
@@ -54,10 +54,13 @@ def connect(settings: SliceParams) -> Gcloud:
     Raises:
       UserError: `gcloud` is missing or not set up. The message tells all that is.
     """
-    return _gcloud(settings, _missing_in_gcloud(settings))
+    gcloud, missing = _look_for_gcloud(settings)
+    if gcloud is None:
+        raise _not_set_up(missing)
+    return gcloud
 
 
-def require_setup(settings: SliceParams, params: Params | None = None) -> Gcloud:
+def require_setup(settings: SliceParams, params: Params) -> Gcloud:
     """Checks that jobs can be launched, before anything is started.
 
     Args:
@@ -67,8 +70,8 @@ def require_setup(settings: SliceParams, params: Params | None = None) -> Gcloud
     Raises:
       UserError: Something has to be set up. One message tells all of it.
     """
-    missing = _missing_in_gcloud(settings)
-    store = store_root()
+    gcloud, missing = _look_for_gcloud(settings)
+    store, data = store_root(), params.defaults.data
     if not is_remote(store):
         missing.append(
             f"a bucket for trained runs: export RELU_SPARSITY_STORE=gs://BUCKET/relu-sparsity "
@@ -76,41 +79,41 @@ def require_setup(settings: SliceParams, params: Params | None = None) -> Gcloud
         )
     if importlib.util.find_spec("gcsfs") is None:
         missing.append("the extra `tpu`: pip install -e '.[tpu]' (gcsfs is missing)")
-    if params is not None and params.defaults.data.source == "tfds":
-        data_dir = params.defaults.data.data_dir
-        if data_dir is None or "://" not in data_dir:
-            missing.append(
-                f"the text: set scales.{params.scale}.data.data_dir in params.yaml to the folder "
-                f"in a bucket where TFDS stored {params.defaults.data.tfds_name} (now "
-                f"{data_dir or 'null'})"
-            )
-    return _gcloud(settings, missing)
+    if data.source == "tfds" and "://" not in (data.data_dir or ""):
+        missing.append(
+            f"the text: set scales.{params.scale}.data.data_dir in params.yaml to the folder in a "
+            f"bucket where TFDS stored {data.tfds_name} (now {data.data_dir or 'null'})"
+        )
+    if missing or gcloud is None:
+        raise _not_set_up(missing)
+    return gcloud
 
 
-def _missing_in_gcloud(settings: SliceParams) -> list[str]:
+def _look_for_gcloud(settings: SliceParams) -> tuple[Gcloud | None, list[str]]:
+    """The project and the zone, or what has to be set up to know them."""
     if not gcloud_is_installed():
-        return ["the Google Cloud CLI: the command `gcloud` is not found; install it, then log in"]
+        return None, [
+            "the Google Cloud CLI: the command `gcloud` is not found; install it, then log in"
+        ]
+    project = settings.project or configured("core/project")
+    zone = settings.zone or configured("compute/zone")
     missing = []
-    if settings.project is None and configured("core/project") is None:
+    if project is None:
         missing.append("a project: gcloud config set project PROJECT, or `project:` in the profile")
-    if settings.zone is None and configured("compute/zone") is None:
+    if zone is None:
         missing.append("a zone: gcloud config set compute/zone ZONE, or `zone:` in the profile")
     if configured("account") is None:
         missing.append("an account: gcloud auth login")
-    return missing
+    if missing or project is None or zone is None:
+        return None, missing
+    return Gcloud(project, zone), missing
 
 
-def _gcloud(settings: SliceParams, missing: list[str]) -> Gcloud:
-    if missing:
-        raise UserError(
-            "the slices cannot be launched; docs/tpu.md tells how to set this up:\n  - "
-            + "\n  - ".join(missing)
-        )
-    project = settings.project or configured("core/project")
-    zone = settings.zone or configured("compute/zone")
-    assert project is not None
-    assert zone is not None
-    return Gcloud(project, zone)
+def _not_set_up(missing: Sequence[str]) -> UserError:
+    return UserError(
+        "the slices cannot be launched; docs/tpu.md tells how to set this up:\n  - "
+        + "\n  - ".join(missing)
+    )
 
 
 def owned_slices(gcloud: Gcloud, *, all_stores: bool = False) -> list[Slice]:
@@ -162,10 +165,10 @@ def launch(
 
 def _delete_left_over(name: str, settings: SliceParams) -> None:
     """Deletes the slice of a launcher that was killed before its job was done."""
-    if _missing_in_gcloud(settings):
+    gcloud, _ = _look_for_gcloud(settings)
+    if gcloud is None:
         return
     with contextlib.suppress(PassingTrouble):
-        gcloud = connect(settings)
         if gcloud.describe(name) is not None:
             log.info("%s: deletes the slice of a launcher that was killed", name)
             gcloud.delete(name)
@@ -234,9 +237,8 @@ class _Job:
 
     def startup_script(self, attempt: int) -> str:
         """What every host runs when it boots."""
-        store: AnyPath = store_root()
         values = {
-            "STORE": os.fspath(store if is_remote(store) else Path(store).absolute()),
+            "STORE": os.fspath(absolute(store_root())),
             "NAME": self.slice_job.name,
             "ATTEMPT": str(attempt),
             "PYTHON": self._settings.python or "",

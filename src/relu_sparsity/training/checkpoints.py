@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import AnyPath, is_remote
+from relu_sparsity.files import AnyPath, absolute
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,7 @@ class Checkpoints:
     """The checkpoints of one folder."""
 
     def __init__(self, folder: AnyPath, *, max_to_keep: int | None = 2) -> None:
-        self.folder = epath.Path(folder)
-        if not is_remote(folder):
-            self.folder = self.folder.absolute()
+        self.folder = absolute(folder)
         self._max_to_keep = max_to_keep
         self._manager = self._open()
 

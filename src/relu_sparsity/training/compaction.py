@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from relu_sparsity.model import split_by_stack
+from relu_sparsity.model import KeptUnits, split_by_stack
 
 # The axis of each layer's parameter that is as long as the layer is wide.
 _WIDTH_AXIS = {"mlp/up/kernel": 1, "mlp/up/bias": 0, "mlp/down/kernel": 0}
@@ -48,6 +49,18 @@ class Compaction:
             _positions(units, layer.size) for layer, units in zip(kept, self.units, strict=True)
         ]
         self.mlp_dims = [units.size for units in self.units]
+
+    def kept_units(self) -> list[KeptUnits]:
+        """What each stack of the trained part keeps, and where in the whole model it lies."""
+        masks = split_by_stack(self.unit_masks, self.mlp_dims)
+        positions = split_by_stack(self.positions, self.mlp_dims)
+        return [
+            KeptUnits(
+                mask=None if np.all(mask) else jnp.stack(mask).astype(jnp.float32),
+                positions=jnp.stack(where),
+            )
+            for mask, where in zip(masks, positions, strict=True)
+        ]
 
     def take(self, whole: Any, template: Any) -> Any:
         """Takes the trained part out of a train state.

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int32
@@ -17,7 +16,7 @@ from relu_sparsity.data.pipeline import heldout_batches, merge_states, train_bat
 from relu_sparsity.data.tokenizer import Tokenizer
 from relu_sparsity.errors import Interrupted, UserError
 from relu_sparsity.files import AnyPath
-from relu_sparsity.model import KeptUnits, split_by_stack
+from relu_sparsity.model import KeptUnits, masks_by_stack
 from relu_sparsity.params import RunConfig
 from relu_sparsity.sparsity import METRICS, UnitUse, mean_use
 from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints
@@ -228,20 +227,7 @@ def _kept_units(job: TrainingJob, part: Compaction | None) -> list[KeptUnits] | 
     """The masks, stack by stack."""
     if job.unit_masks is None:
         return None
-    if part is None:
-        return [
-            KeptUnits(mask=jnp.stack(layers).astype(jnp.float32))
-            for layers in split_by_stack(job.unit_masks, job.mlp_dims)
-        ]
-    masks = split_by_stack(part.unit_masks, part.mlp_dims)
-    positions = split_by_stack(part.positions, part.mlp_dims)
-    return [
-        KeptUnits(
-            mask=None if np.all(mask) else jnp.stack(mask).astype(jnp.float32),
-            positions=jnp.stack(where),
-        )
-        for mask, where in zip(masks, positions, strict=True)
-    ]
+    return masks_by_stack(job.unit_masks, job.mlp_dims) if part is None else part.kept_units()
 
 
 def _save_branch(folder: AnyPath, step: int, save: Any) -> None:

@@ -69,13 +69,17 @@ class Steps(NamedTuple):
     evaluate: Callable[..., EvalOutput]
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
+def make_mesh(num_devices: int | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices (or the first `num_devices`) along one axis, `data`.
 
     Those of a process are neighbours, in the order of the processes, as its rows of a batch are.
+
+    Args:
+      num_devices: How many of them.
+      devices: JAX devices; None takes those that there are.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.asarray(devices[:num_devices]), ("data",), axis_types=(AxisType.Auto,))
+    in_order = sorted(devices or jax.devices(), key=lambda each: (each.process_index, each.id))
+    return Mesh(np.asarray(in_order[:num_devices]), ("data",), axis_types=(AxisType.Auto,))
 
 
 def learning_rates(optimizer: OptimizerParams, num_steps: int) -> Float[np.ndarray, " steps"]:
