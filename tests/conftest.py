@@ -9,8 +9,10 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same programs, in this process and in jobs of their own.
-_COMPILED = tempfile.TemporaryDirectory(prefix="relu-sparsity-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Workers share the folder of the process that started them.
+    _COMPILED = tempfile.TemporaryDirectory(prefix="relu-sparsity-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,26 @@ def test_runs_with_the_papers_numbers_reproduce_the_claim(results, number):
     assert decision.verdict == "reproduced", (decision.reason, decision.evidence)
     assert decision.evidence
     assert decision.reason == ""
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_shallow_models_are_not_decidable_where_layers_are_compared(results, num_layers):
+    for seeds in results.runs.values():
+        for seed, history in seeds.items():
+            model = history.config["model"] | {"mlp_dims": history.mlp_dims[:num_layers]}
+            seeds[seed] = replace(
+                history,
+                config=history.config | {"model": model},
+                unit_use={key: each[:, :num_layers] for key, each in history.unit_use.items()},
+                units={step: each[:num_layers] for step, each in history.units.items()},
+            )
+    decisions = decide_claims(results)
+    assert decisions[0].verdict == "not decidable"
+    assert decisions[0].reason == (
+        f"baseline has {num_layers} layers; what is claimed of layers needs 3"
+    )
+    # A claim about accuracies asks for no layers.
+    assert decisions[20].verdict == "reproduced"
 
 
 def test_the_rules_hold_on_the_published_tables(results):

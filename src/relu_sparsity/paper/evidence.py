@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MIN_SEEDS, MIN_SEQUENCES = 3, 30
 """Pairs of a test: seeds where there are so many, else so many held-out sequences."""
+MIN_LAYERS = 3
+"""Layers of a model in which a claim can set one layer, or the last two, against others."""
 
 
 class UndecidableError(Exception):
@@ -100,6 +102,10 @@ class MeasuredResults:
     def layers(self, run: str, metric: str) -> LayerValues:
         """See `Results`."""
         values = [LAYER_METRICS[metric](each, self.window(run)) for each in self.seeds(run)]
+        if len(values[0]) < MIN_LAYERS:
+            raise UndecidableError(
+                f"{run} has {len(values[0])} layers; what is claimed of layers needs {MIN_LAYERS}"
+            )
         return np.mean(values, axis=0)
 
     def total(self, run: str, metric: str) -> float:
