@@ -313,7 +313,7 @@ def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: in
     from relu_sparsity.training.loop import train
 
     log.info("%s has no checkpoint at step %d in the store: trains up to it", store.name, step)
-    replay = store.folder / f"replay{step}"
+    replay = store.replay(step)
     with distributed.held_by_leader(store.lock(patience=math.inf)):
         if is_there():
             return store.branch(step)

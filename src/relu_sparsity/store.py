@@ -22,6 +22,12 @@ from relu_sparsity.files import AnyPath, atomic_write, is_remote, sha256
 from relu_sparsity.layout import RUN_FILES
 
 
+def newest_step(checkpoints: AnyPath) -> int | None:
+    """The step of the newest checkpoint of a folder; None where there is none."""
+    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+    return max(steps, default=None)
+
+
 class RunStore:
     """The store's folder of one run, seed and fingerprint."""
 
@@ -62,10 +68,13 @@ class RunStore:
         """Whether another run can branch off at `step`."""
         return (self.branch(step) / "units.npz").exists()
 
+    def replay(self, step: int) -> epath.Path:
+        """Where the run is trained again up to a branch that the store does not have."""
+        return self.folder / f"replay{step}"
+
     def last_checkpoint(self) -> int | None:
         """The step of the newest checkpoint of a training under way; None where there is none."""
-        steps = [int(path.name) for path in self.checkpoints.glob("*") if path.name.isdecimal()]
-        return max(steps, default=None)
+        return newest_step(self.checkpoints)
 
     def finish(self, folder: Path) -> None:
         """Takes the result files of the finished run out of `folder`, all of them or none."""

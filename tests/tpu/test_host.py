@@ -7,6 +7,7 @@ import pytest
 
 from relu_sparsity import fingerprint
 from relu_sparsity.params import load_params
+from relu_sparsity.provenance import as_keys
 from relu_sparsity.tpu.host import serve
 from relu_sparsity.tpu.slice_job import EXPECTED, JobDescription, SliceJob
 
@@ -21,9 +22,9 @@ def start(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     expected = fingerprint.run(load_params(scale="smoke"), "baseline", 0)
 
-    def start(*command, hash=expected.hash, before=None):
+    def start(*command, wanted=None):
         job = SliceJob(tmp_path / "store" / "jobs" / "a-slice")
-        (tmp_path / EXPECTED).write_text(json.dumps({"made_from": before or expected.as_json()}))
+        (tmp_path / EXPECTED).write_text(json.dumps(as_keys(wanted or expected)))
         job.describe(
             JobDescription(
                 command=command,
@@ -31,7 +32,6 @@ def start(tmp_path, monkeypatch):
                 run="baseline",
                 seed=0,
                 scale="smoke",
-                fingerprint=hash,
                 poll_seconds=0.2,
             )
         )
@@ -64,9 +64,9 @@ def test_any_other_end_is_tried_again_but_not_forever(start):
 
 
 def test_another_run_than_the_controllers_is_refused(start, tmp_path):
-    before = fingerprint.run(load_params(scale="smoke"), "baseline", 0).as_json()
-    before["parameters"]["optimizer"]["peak_lr"] = 0.5
-    state, report, log = start("params", hash="another", before=before)
+    wanted = fingerprint.run(load_params(scale="smoke"), "baseline", 0)
+    wanted.parameters["optimizer"]["peak_lr"] = 0.5
+    state, report, log = start("params", wanted=wanted)
     assert state == "failed"
     assert "another run than the controller asked for" in report.message
     assert "optimizer.peak_lr: 0.5 -> 0.02" in report.message

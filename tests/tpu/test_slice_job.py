@@ -19,7 +19,6 @@ def test_what_is_written_is_read(tmp_path):
         run="baseline",
         seed=0,
         scale="tpu",
-        fingerprint="abc",
         poll_seconds=1.5,
     )
     job.describe(described)

@@ -66,7 +66,8 @@ def plain(with_data, tmp_path_factory):
     for run in ("baseline", "masked"):
         for command in ("mask", "train") if run == "masked" else ("train",):
             project.run("relu_sparsity.cli", command, "--run", run, XLA_FLAGS=simulated(8))
-    return {run: tables(project, run) for run in ("baseline", "masked")}
+    mask = (project.folder / "results/tpu/runs/masked/seed0/mask.npz").read_bytes()
+    return {"mask": mask} | {run: tables(project, run) for run in ("baseline", "masked")}
 
 
 class Controller:
@@ -143,6 +144,16 @@ def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
         assert told["state"] == "finished"
         assert re.match(rf"relu-sparsity-tpu-{run}-seed0-\w+: 8 cpu on 4 hosts", told["where"])
     assert "There are no slices" in controller.run("relu_sparsity.cli", "tpu", "list")
+
+
+def test_a_mask_that_needs_training_is_made_on_a_slice(controller, plain):
+    """The store has no checkpoint at the mask step: the baseline is trained up to it."""
+    output = controller.run("relu_sparsity.cli", "tpu", "run", "mask", "--run", "masked")
+    assert "has no checkpoint at step 12 in the store: trains up to it" in output
+    assert controller.cloud.slices() == {}
+    made = controller.project.folder / "results/tpu/runs/masked/seed0/mask.npz"
+    assert made.read_bytes() == plain["mask"]
+    assert not controller.progress(), "the run itself has not been trained"
 
 
 def test_a_preempted_slice_is_replaced_and_the_run_goes_on(controller, plain):

@@ -25,6 +25,8 @@ from relu_sparsity.errors import Interrupted, UserError
 from relu_sparsity.files import absolute, is_remote, write_json, write_text
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import MASKS, Params
+from relu_sparsity.provenance import as_keys
+from relu_sparsity.store import newest_step
 from relu_sparsity.tpu.slice_job import EXPECTED, HostReport, JobDescription, SliceJob, write_bundle
 from relu_sparsity.tpu.slices import (
     ATTEMPT_LABEL,
@@ -191,6 +193,7 @@ class _Job:
         self._command, self._run, self._seed = command, run, seed
         made, self.store = run, jobs.run_store(params, run, seed)
         self._done_file = self.store.finished / "run.json"
+        self._checkpoints = self.store.checkpoints
         words = []
         if command == "mask":
             parent = self.chosen.parent
@@ -199,6 +202,7 @@ class _Job:
             made, self.store = parent, jobs.run_store(params, parent, seed)
             step = self.chosen.config.mask.step
             self._done_file = self.store.branch(step) / "units.npz"
+            self._checkpoints = self.store.replay(step) / "checkpoints"
             words = [f"step{step}"]
         self._made_for = fingerprint.run(params, run, seed)
         name = slice_name(params.scale, made, f"seed{seed}", *words, self.store.folder.name[:8])
@@ -209,7 +213,7 @@ class _Job:
 
     def newest_step(self) -> int:
         """The last step that the store has, so that a lost slice has not lost it."""
-        return self.store.last_checkpoint() or 0
+        return newest_step(self._checkpoints) or 0
 
     def prepare(self) -> None:
         """Puts everything that the hosts need into the store."""
@@ -218,7 +222,7 @@ class _Job:
             inputs.append(self._layout.mask(self._run, self._seed))
         elif self._command == "train" and self.chosen.intervention == "used_widths":
             inputs.append(self._layout.widths(self._run, self._seed))
-        expected = json.dumps({"made_from": self._made_for.as_json()})
+        expected = json.dumps(as_keys(self._made_for))
         write_bundle([*_CODE, *inputs], {EXPECTED: expected.encode()}, self.slice_job.bundle)
         self.slice_job.describe(
             JobDescription(
@@ -230,7 +234,6 @@ class _Job:
                 run=self._run,
                 seed=self._seed,
                 scale=self._params.scale,
-                fingerprint=self._made_for.hash,
                 poll_seconds=self._settings.poll_seconds,
             )
         )  # fmt: skip
@@ -384,6 +387,7 @@ class _Launcher:
             self._show(reports)
             # Asked last: the file may come while the rest is looked at.
             if self._is_done():
+                self._let_hosts_end(reports)
                 return
             for report in reports:
                 if report.state == "failed":
@@ -445,15 +449,20 @@ class _Launcher:
         if any(report.state in ("running", "restarting") for report in reports):
             self._tell("asks the hosts to save a checkpoint")
             self._job.slice_job.ask_to_stop(self._attempt)
-            deadline = time.monotonic() + self._settings.stop_seconds
-            while time.monotonic() < deadline and self._signals_seen < 2:
-                time.sleep(min(2.0, self._settings.poll_seconds))
-                reports = self._reports()
-                if all(report.state in ("done", "stopped", "failed") for report in reports):
-                    break
+            self._let_hosts_end(reports)
         raise Interrupted(
             f"{self._name}: stopped; the same command goes on from step {self._newest_step()}"
         )
+
+    def _let_hosts_end(self, reports: list[HostReport]) -> None:
+        """Waits until the hosts have saved, or tidied up; a second signal ends the wait."""
+        deadline = time.monotonic() + self._settings.stop_seconds
+        while not all(report.state in ("done", "stopped", "failed") for report in reports):
+            if time.monotonic() > deadline or self._signals_seen >= 2:
+                return
+            time.sleep(min(2.0, self._settings.poll_seconds))
+            reports = self._reports()
+        self._show(reports)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from etils import epath
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import AnyPath, atomic_write, write_json, write_text
 
-# In the bundle: the fingerprint of the run that the controller wants.
+# In the bundle: what the run that the controller wants is made from, as results carry it.
 EXPECTED = "expected.json"
 
 HostState = Literal["starting", "running", "restarting", "done", "stopped", "failed"]
@@ -53,10 +53,9 @@ class JobDescription:
     Attributes:
       command: Arguments of `relu-sparsity`.
       done_file: The file in the store that is there when the job is done.
-      run: The run whose fingerprint the hosts have to agree on.
+      run: The run whose fingerprint the hosts have to find as the controller did.
       seed: Its seed.
       scale: The scale.
-      fingerprint: The fingerprint.
       poll_seconds: How often a host reports.
     """
 
@@ -65,7 +64,6 @@ class JobDescription:
     run: str
     seed: int
     scale: str
-    fingerprint: str
     poll_seconds: float
 
 
