@@ -5,6 +5,7 @@ each hidden unit is above zero. It is 1 / seq_len of the activations' size, and 
 the same sum in any order, so the metrics do not depend on how many devices share a batch.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -37,10 +38,38 @@ class UnitUse(NamedTuple):
 
 def token_counts(activations: Num[Array, "batch seq hidden"]) -> Int[Array, "batch hidden"]:
     """Counts, for each sequence and hidden unit, the tokens on which the unit is above zero."""
+    return jax.lax.platform_dependent(
+        activations, cpu=_token_counts_by_piece, default=_token_counts_at_once
+    )
+
+
+def _token_counts_at_once(
+    activations: Num[Array, "batch seq hidden"],
+) -> Int[Array, "batch hidden"]:
     # Not in int32: XLA would merge later sums of the counts with this one, into further sums over
-    # all the activations; and on CPU fewer bytes are faster.
+    # all the activations.
     dtype = jnp.int16 if activations.shape[1] < 2**15 else jnp.float32
     return jnp.sum(activations > 0, axis=1, dtype=dtype).astype(jnp.int32)
+
+
+def _token_counts_by_piece(
+    activations: Num[Array, "batch seq hidden"],
+) -> Int[Array, "batch hidden"]:
+    """Sums over pieces of a sequence, then over the pieces.
+
+    On CPU XLA makes a sum over more than 32 elements a window reduction, and writes what it sums
+    to memory first, as large as the activations. A sum of fewer is one loop with the comparison.
+    The second sum is a window reduction on purpose: XLA would run two sums as one, badly ordered.
+    """
+    batch, seq_len, hidden = activations.shape
+    piece = math.gcd(seq_len, 16)
+    pieces = seq_len // piece
+    dtype = jnp.int16 if seq_len < 2**15 else jnp.int32
+    on = (activations > 0).reshape(batch, pieces, piece, hidden)
+    of_pieces = jnp.sum(on, axis=2, dtype=jnp.uint8).astype(dtype)
+    window = (1, pieces, 1)
+    summed = jax.lax.reduce_window(of_pieces, dtype(0), jax.lax.add, window, window, "VALID")
+    return summed[:, 0].astype(jnp.int32)
 
 
 def use_from_counts(
