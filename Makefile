@@ -43,9 +43,11 @@ test: setup
 
 bench: setup
 	$(BIN)/python bench/bench.py
+	$(BIN)/python bench/jobs.py
 	$(BIN)/python bench/bench.py --growth > /dev/null
 	@echo
 	@echo "Table:   results/bench/bench.md"
+	@echo "Jobs:    results/bench/jobs.md"
 	@echo "Growth:  results/bench/growth.svg"
 
 # In a folder of its own: JAX finds it there when asked to, and starts faster without it.
