@@ -6,7 +6,8 @@
 
 Everything of a shape is timed in one process, in turns, so that what else the machine does falls on
 all of it alike; best times are compared. Benchmark runners time one thing after the other, which on
-a shared machine compares the hours of the day.
+a shared machine compares the hours of the day. The process has huge pages, as the workflow's jobs
+have: GLIBC_TUNABLES=glibc.malloc.hugetlb=0 shows what a step takes without.
 """
 
 import argparse
@@ -15,10 +16,11 @@ import logging
 import math
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,28 @@ from relu_sparsity.files import write_json, write_text
 from relu_sparsity.flops import forward_flops_per_token
 from relu_sparsity.model import masks_by_stack
 from relu_sparsity.params import DataParams, RunConfig
+from relu_sparsity.processes import use_huge_pages
 from relu_sparsity.sparsity import PERCENTILES, unit_use
 from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.step import Steps, make_mesh, make_steps
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "smoke": {"emb_dim": 32, "mlp_dim": 256, "seq_len": 64, "vocab": 1024, "tied": False},
-    "mini": {"emb_dim": 32, "mlp_dim": 1024, "seq_len": 128, "vocab": 4096, "tied": True},
-    "wide": {"emb_dim": 64, "mlp_dim": 2048, "seq_len": 128, "vocab": 4096, "tied": True},
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model and its sequences measure."""
+
+    emb_dim: int
+    mlp_dim: int
+    seq_len: int
+    vocab_size: int
+    tie_embeddings: bool
+    remat: bool
+
+
+SHAPES = {
+    "smoke": Shape(32, 256, 64, 1024, tie_embeddings=False, remat=False),
+    "mini": Shape(32, 1024, 128, 4096, tie_embeddings=True, remat=True),
+    "wide": Shape(64, 2048, 128, 4096, tie_embeddings=True, remat=True),
 }
 BATCH, LAYERS, HEADS = 8, 6, 4
 GROWTH_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -78,23 +94,23 @@ def in_turns(timed: Sequence[Timed], rounds: int) -> None:
             each.once()
 
 
-def config_of(shape: dict[str, Any], num_layers: int = LAYERS, **model: Any) -> RunConfig:
+def config_of(shape: Shape, num_layers: int = LAYERS, **model: Any) -> RunConfig:
     """A run's parameters for a shape."""
     return RunConfig.model_validate(
         {
-            "tokenizer": {"vocab_size": shape["vocab"]},
+            "tokenizer": {"vocab_size": shape.vocab_size},
             "model": {
                 "num_layers": num_layers,
-                "emb_dim": shape["emb_dim"],
+                "emb_dim": shape.emb_dim,
                 "num_heads": HEADS,
-                "mlp_dim": shape["mlp_dim"],
+                "mlp_dim": shape.mlp_dim,
                 "mlp_bias": True,
-                "tie_embeddings": shape["tied"],
-                "remat": True,
+                "tie_embeddings": shape.tie_embeddings,
+                "remat": shape.remat,
                 **model,
             },
             "training": {
-                "seq_len": shape["seq_len"],
+                "seq_len": shape.seq_len,
                 "per_device_batch_size": BATCH,
                 "global_batch_size": BATCH,
             },
@@ -303,15 +319,15 @@ def time_growth(rounds: int) -> list[dict[str, float]]:
     """Step time and memory over width and depth, plain and with metrics."""
     rows = []
     for mlp_dim in GROWTH_WIDTHS:
-        rows.append(_grown({**SHAPES["mini"], "mlp_dim": mlp_dim}, 2, rounds))
+        rows.append(_grown(replace(SHAPES["mini"], mlp_dim=mlp_dim), 2, rounds))
     for num_layers in GROWTH_DEPTHS:
         rows.append(_grown(SHAPES["mini"], num_layers, rounds))
     return rows
 
 
-def _grown(shape: dict[str, Any], num_layers: int, rounds: int) -> dict[str, float]:
+def _grown(shape: Shape, num_layers: int, rounds: int) -> dict[str, float]:
     config = config_of(shape, num_layers)
-    steps = steps_of(config, [shape["mlp_dim"]] * num_layers)
+    steps = steps_of(config, [shape.mlp_dim] * num_layers)
     tokens = tokens_of(config)
     plain = stepper(steps.train, steps.init(0), tokens)
     measured = stepper(steps.train_and_measure, steps.init(0), tokens)
@@ -322,7 +338,7 @@ def _grown(shape: dict[str, Any], num_layers: int, rounds: int) -> dict[str, flo
         .memory_analysis()
     )
     return {
-        "mlp_dim": shape["mlp_dim"],
+        "mlp_dim": shape.mlp_dim,
         "num_layers": num_layers,
         "step_ms": 1000 * plain.best,
         "measured_step_ms": 1000 * measured.best,
@@ -340,7 +356,7 @@ def draw_growth(rows: list[dict[str, float]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     wide = [row for row in rows if row["num_layers"] == 2 and row["mlp_dim"] in GROWTH_WIDTHS]
-    deep = [row for row in rows if row["mlp_dim"] == SHAPES["mini"]["mlp_dim"]]
+    deep = [row for row in rows if row["mlp_dim"] == SHAPES["mini"].mlp_dim]
     for axis, chosen, key, label in (
         (axes[0], wide[: len(GROWTH_WIDTHS)], "mlp_dim", "mlp_dim, 2 layers"),
         (axes[1], deep[-len(GROWTH_DEPTHS) :], "num_layers", "num_layers, mlp_dim 1024"),
@@ -401,4 +417,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if "GLIBC_TUNABLES" not in os.environ:
+        use_huge_pages()
+        os.execv(sys.executable, sys.orig_argv)
     main()

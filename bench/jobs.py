@@ -29,6 +29,7 @@ from typing import Any
 from relu_sparsity.files import write_json, write_text
 from relu_sparsity.layout import Layout
 from relu_sparsity.params import Params, load_params
+from relu_sparsity.processes import use_huge_pages
 
 RESULTS = Path("results/bench")
 # Two runs of one shape, so that the second finds what the first compiled.
@@ -56,6 +57,7 @@ class Bench:
     """A folder with the data that the jobs need."""
 
     def __init__(self, folder: Path) -> None:
+        use_huge_pages()
         shutil.copy("params.yaml", folder)
         self._folder = folder.resolve()
         self._params: Params = load_params(scale="smoke")

@@ -7,7 +7,7 @@ from relu_sparsity.fingerprint import pruning_runs
 from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLE_RUNS, TABLES
 from relu_sparsity.params import MASKS, load_params
-from relu_sparsity.processes import stop_with_parent
+from relu_sparsity.processes import stop_with_parent, use_huge_pages
 from relu_sparsity.tpu.launcher import require_setup
 from relu_sparsity.tpu.slices import load_slice_params
 from relu_sparsity.workflow import (
@@ -19,6 +19,7 @@ from relu_sparsity.workflow import (
 )
 
 call_this_environment()
+use_huge_pages()
 if "DVC_ROOT" in os.environ:
     # A killed `dvc repro` leaves nothing running, so that the next one can go on.
     stop_with_parent(signal.SIGKILL)
