@@ -1,6 +1,6 @@
 """Times the training step against its own matrix products, and writes a table of ratios.
 
-    python bench/bench.py                    # shapes: smoke, mini, wide
+    python bench/bench.py                    # shapes: smoke, mini, wide; on accelerators also gpu
     python bench/bench.py wide --rounds 30
     python bench/bench.py --growth           # step time over width and depth, as a figure
 
@@ -38,6 +38,8 @@ from relu_sparsity.model import masks_by_stack
 from relu_sparsity.params import DataParams, RunConfig
 from relu_sparsity.processes import use_huge_pages
 from relu_sparsity.sparsity import PERCENTILES, unit_use
+from relu_sparsity.tpu.cost import program_cost
+from relu_sparsity.tpu.hardware import HARDWARE
 from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.step import Steps, make_mesh, make_steps
 
@@ -50,16 +52,22 @@ class Shape:
     mlp_dim: int
     seq_len: int
     vocab_size: int
-    tie_embeddings: bool
-    remat: bool
+    tie_embeddings: bool = True
+    remat: bool = True
+    num_heads: int = 4
+    batch_size: int = 8
+    dtype: str = "float32"
 
 
 SHAPES = {
     "smoke": Shape(32, 256, 64, 1024, tie_embeddings=False, remat=False),
-    "mini": Shape(32, 1024, 128, 4096, tie_embeddings=True, remat=True),
-    "wide": Shape(64, 2048, 128, 4096, tie_embeddings=True, remat=True),
+    "mini": Shape(32, 1024, 128, 4096),
+    "wide": Shape(64, 2048, 128, 4096),
+    "gpu": Shape(256, 8192, 512, 8192, remat=False, num_heads=8, batch_size=16, dtype="bfloat16"),
 }
-BATCH, LAYERS, HEADS = 8, 6, 4
+# What takes seconds a step on a CPU is not timed there unless asked for.
+FOR_CPU = ("smoke", "mini", "wide")
+LAYERS = 6
 GROWTH_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 GROWTH_DEPTHS = (2, 6, 10, 14)
 RESULTS = Path("results/bench")
@@ -102,17 +110,18 @@ def config_of(shape: Shape, num_layers: int = LAYERS, **model: Any) -> RunConfig
             "model": {
                 "num_layers": num_layers,
                 "emb_dim": shape.emb_dim,
-                "num_heads": HEADS,
+                "num_heads": shape.num_heads,
                 "mlp_dim": shape.mlp_dim,
                 "mlp_bias": True,
                 "tie_embeddings": shape.tie_embeddings,
+                "dtype": shape.dtype,
                 "remat": shape.remat,
                 **model,
             },
             "training": {
                 "seq_len": shape.seq_len,
-                "per_device_batch_size": BATCH,
-                "global_batch_size": BATCH,
+                "per_device_batch_size": shape.batch_size,
+                "global_batch_size": shape.batch_size,
             },
         }
     )
@@ -127,7 +136,7 @@ def steps_of(config: RunConfig, mlp_dims: Sequence[int]) -> Steps:
 def tokens_of(config: RunConfig) -> jax.Array:
     """Tokens with the frequencies of text: few are common."""
     generator = np.random.default_rng(0)
-    shape = (BATCH, config.training.seq_len + 1)
+    shape = (config.training.global_batch_size, config.training.seq_len + 1)
     return jnp.asarray(generator.zipf(1.3, shape) % config.tokenizer.vocab_size, jnp.int32)
 
 
@@ -146,7 +155,8 @@ def matrix_products(config: RunConfig) -> dict[tuple[int, int, int, int], int]:
     """How often a training step multiplies (batch, m, k) with (batch, k, n), by shape."""
     emb_dim, heads = config.model.emb_dim, config.model.num_heads
     seq_len, layers = config.training.seq_len, config.model.num_layers
-    rows = BATCH * seq_len
+    batch = config.training.global_batch_size
+    rows = batch * seq_len
     products: dict[tuple[int, int, int, int], int] = {}
 
     def add(count: int, *shape: int) -> None:
@@ -163,8 +173,8 @@ def matrix_products(config: RunConfig) -> dict[tuple[int, int, int, int], int]:
         add(count, 1, rows, inner, outer)
         add(count, 1, rows, outer, inner)
         add(count, 1, inner, rows, outer)
-    add(2 * layers, BATCH * heads, seq_len, emb_dim // heads, seq_len)
-    add(4 * layers, BATCH * heads, seq_len, seq_len, emb_dim // heads)
+    add(2 * layers, batch * heads, seq_len, emb_dim // heads, seq_len)
+    add(4 * layers, batch * heads, seq_len, seq_len, emb_dim // heads)
     return products
 
 
@@ -175,7 +185,7 @@ def floor_of(config: RunConfig) -> list[tuple[Timed, int]]:
     floor = []
     for (batch, m, k, n), count in matrix_products(config).items():
         left, right = (
-            jnp.asarray(generator.standard_normal(shape).squeeze(), jnp.float32)
+            jnp.asarray(generator.standard_normal(shape).squeeze(), config.model.dtype)
             for shape in ((batch, m, k), (batch, k, n))
         )
         floor.append((Timed(partial(multiply, left, right)), count))
@@ -218,11 +228,11 @@ def time_shape(name: str, rounds: int) -> dict[str, Any]:
     config = config_of(SHAPES[name])
     whole = [config.model.mlp_dim] * config.model.num_layers
     steps, tokens = steps_of(config, whole), tokens_of(config)
-    compile_seconds = {}
+    compile_seconds, compiled = {}, {}
     for kind in ("train", "train_and_measure"):
         lowered = getattr(steps, kind).lower(steps.state, tokens, jnp.float32(0), None)
         start = time.perf_counter()
-        lowered.compile()
+        compiled[kind] = lowered.compile()
         compile_seconds[kind] = time.perf_counter() - start
 
     generator = np.random.default_rng(0)
@@ -232,7 +242,11 @@ def time_shape(name: str, rounds: int) -> dict[str, Any]:
     compact = steps_of(config, part.mlp_dims)
     left = part.kept_units()
     activations = jnp.maximum(
-        jnp.asarray(generator.standard_normal((BATCH, config.training.seq_len, whole[0]))), 0
+        jnp.asarray(
+            generator.standard_normal((tokens.shape[0], config.training.seq_len, whole[0])),
+            config.model.dtype,
+        ),
+        0,
     )
     ours, papers = jax.jit(unit_use), pseudocode()
 
@@ -286,9 +300,29 @@ def time_shape(name: str, rounds: int) -> dict[str, Any]:
             "masked step / compacted step, half of the units": best["masked step"]
             / best["compacted step"],
             "step / a batch of text": best["step"] / best["a batch of text"],
+            **against_hardware(compiled["train"], flops, best["step"]),
         },
         "metrics_memory_ratio": max(temporaries(each, activations) for each in papers.values())
         / temporaries(ours, activations),
+    }
+
+
+def against_hardware(
+    compiled: jax.stages.Compiled, model_flops: float, seconds: float
+) -> dict[str, float]:
+    """Model FLOPs, bytes and the roofline, as shares of a step's time; none for a CPU."""
+    hardware = HARDWARE.get(jax.devices()[0].device_kind)
+    if hardware is None:
+        return {}
+    cost = program_cost(compiled)
+    least = {
+        "bytes at full bandwidth / step": cost.hbm_bytes / hardware.bandwidth,
+        "FLOPs at peak / step": cost.flops / hardware.peak_flops,
+    }
+    return {
+        "MFU (model FLOPs at peak / step)": model_flops / hardware.peak_flops / seconds,
+        **{name: each / seconds for name, each in least.items()},
+        "roofline / step": max(least.values()) / seconds,
     }
 
 
@@ -308,7 +342,7 @@ def data_pipeline(config: RunConfig) -> Timed:
         documents,
         load_tokenizer(folder / "tokenizer.model"),
         seq_len=config.training.seq_len,
-        global_batch_size=BATCH,
+        global_batch_size=config.training.global_batch_size,
         num_shards=1,
         seed=0,
     )
@@ -399,7 +433,9 @@ def as_markdown(measured: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     """Times the shapes that are asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("shapes", nargs="*", choices=[*SHAPES, []], help="default: all")
+    parser.add_argument(
+        "shapes", nargs="*", choices=[*SHAPES, []], help="default: all; on a CPU all but gpu"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--growth", action="store_true", help="over width and depth instead")
     arguments = parser.parse_args()
@@ -409,7 +445,8 @@ def main() -> None:
         draw_growth(rows, RESULTS / "growth.svg")
         print(json.dumps(rows, indent=1))
         return
-    measured = {name: time_shape(name, arguments.rounds) for name in arguments.shapes or SHAPES}
+    shapes = arguments.shapes or (FOR_CPU if jax.default_backend() == "cpu" else SHAPES)
+    measured = {name: time_shape(name, arguments.rounds) for name in shapes}
     assert all(math.isfinite(each["gflops_per_second"]) for each in measured.values())
     write_json(RESULTS / "bench.json", measured)
     write_text(RESULTS / "bench.md", as_markdown(measured))

@@ -1,5 +1,7 @@
 """A real project in a temporary folder, whose runs take a second each."""
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -30,11 +32,33 @@ def fresh(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(fresh, tmp_path_factory):
-    """The same after `snakemake`: read it, copy it, do not change it."""
-    project = fresh.copy(tmp_path_factory.mktemp("finished") / "project")
-    project.snakemake()
-    return project
+def build_once(tmp_path_factory):
+    """Builds a project for all test workers: read it, copy it, do not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def build_once(name, start, build):
+        """Gives the folder `name`, a copy of the project `start` that `build` has changed."""
+        with (folder / f"{name}.lock").open("w") as lock:
+            # The first worker builds; the others wait for it.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            built = folder / name / "built"
+            project = Project(folder / name / "project")
+            if not built.exists():
+                shutil.rmtree(built.parent, ignore_errors=True)
+                start.copy(project.folder)
+                build(project)
+                built.touch()
+        return project
+
+    return build_once
+
+
+@pytest.fixture(scope="session")
+def finished(fresh, build_once):
+    """The same after `snakemake`."""
+    return build_once("finished", fresh, lambda project: project.snakemake())
 
 
 @pytest.fixture

@@ -36,24 +36,26 @@ def trained_runs(project):
 
 
 @pytest.fixture(scope="module")
-def versioned(finished, tmp_path_factory):
+def versioned(finished, build_once):
     """A finished project in a Git repository, recorded, committed and pushed to a local remote."""
-    folder = tmp_path_factory.mktemp("versioned")
-    project = finished.copy(folder / "project")
+    return build_once("versioned", finished, record_and_push)
+
+
+def record_and_push(project):
     git(project, "init", "--quiet")
     project.snakemake()
     project.run("dvc", "commit", "--force")
-    project.run("dvc", "remote", "add", "--default", "local", str(folder / "remote"))
+    project.run("dvc", "remote", "add", "--default", "local", str(project.folder.parent / "remote"))
     git(project, "add", ".")
     git(project, "commit", "--quiet", "-m", "first")
     project.run("dvc", "push")
-    return project
 
 
-def test_after_snakemake_dvc_has_nothing_to_do_and_the_other_way_round(versioned):
-    assert "up to date" in versioned.run("dvc", "status")
-    assert "up to date" in versioned.run("dvc", "repro")
-    assert versioned.planned() == {}
+def test_after_snakemake_dvc_has_nothing_to_do_and_the_other_way_round(versioned, tmp_path):
+    project = versioned.copy(tmp_path / "project")
+    assert "up to date" in project.run("dvc", "status")
+    assert "up to date" in project.run("dvc", "repro")
+    assert project.planned() == {}
 
 
 def test_an_edit_retrains_that_run_and_a_checkout_brings_the_old_results_back(versioned, tmp_path):
@@ -80,12 +82,14 @@ def test_an_edit_retrains_that_run_and_a_checkout_brings_the_old_results_back(ve
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(versioned, tmp_path_factory):
+def uninterrupted(versioned, build_once):
     """The results of a longer run, made by `dvc repro` in one go."""
-    project = versioned.copy(tmp_path_factory.mktemp("uninterrupted") / "project")
+    return build_once("uninterrupted", versioned, reproduce_longer).result_bytes()
+
+
+def reproduce_longer(project):
     project.edit(lambda document: document["runs"]["lr_x1of3"].update(LONGER))
     project.run("dvc", "repro")
-    return project.result_bytes()
 
 
 @pytest.mark.parametrize("whole_group", [True, False])
@@ -134,9 +138,10 @@ def test_a_comment_trains_nothing(versioned, tmp_path):
     assert project.result_bytes() == results
 
 
-def test_stages_have_the_outputs_of_snakemakes_jobs(versioned, monkeypatch):
-    monkeypatch.chdir(versioned.folder)
-    listed = json.loads(versioned.run("dvc", "ls", ".", "--dvc-only", "--recursive", "--json"))
+def test_stages_have_the_outputs_of_snakemakes_jobs(versioned, tmp_path, monkeypatch):
+    project = versioned.copy(tmp_path / "project")
+    monkeypatch.chdir(project.folder)
+    listed = json.loads(project.run("dvc", "ls", ".", "--dvc-only", "--recursive", "--json"))
     by_dvc = {entry["path"] for entry in listed}
     params = load_params()
     by_snakemake = {

@@ -25,9 +25,9 @@ def files(project):
     }
 
 
-def test_a_finished_project_has_no_plan(finished):
-    assert plan(finished)["jobs"] == []
-    assert "nothing would run" in finished.run("relu_sparsity.cli", "plan")
+def test_a_finished_project_has_no_plan(project):
+    assert plan(project)["jobs"] == []
+    assert "nothing would run" in project.run("relu_sparsity.cli", "plan")
 
 
 def test_names_the_parameter_and_just_the_jobs_that_snakemake_would_run(project):

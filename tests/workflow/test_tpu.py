@@ -33,9 +33,12 @@ def cloud(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def with_data(fresh, tmp_path_factory):
+def with_data(fresh, build_once):
     """A project whose tpu scale is tiny, with its text and tokenizer."""
-    project = fresh.copy(tmp_path_factory.mktemp("tpu") / "project")
+    return build_once("tpu", fresh, make_tpu_scale_tiny)
+
+
+def make_tpu_scale_tiny(project):
     training = TINY["training"] | {
         "num_steps": 60,
         "global_batch_size": 8,
@@ -56,18 +59,20 @@ def with_data(fresh, tmp_path_factory):
     slices.write_text(yaml.safe_dump(settings))
     for command in ("tokenizer", "data"):
         project.run("relu_sparsity.cli", command)
-    return project
 
 
 @pytest.fixture(scope="session")
-def plain(with_data, tmp_path_factory):
+def plain(with_data, build_once):
     """The tables of the runs that one process with eight devices trains."""
-    project = with_data.copy(tmp_path_factory.mktemp("plain") / "project")
+    project = build_once("tpu_in_one_process", with_data, train_in_one_process)
+    mask = (project.folder / "results/tpu/runs/masked/seed0/mask.npz").read_bytes()
+    return {"mask": mask} | {run: tables(project, run) for run in ("baseline", "masked")}
+
+
+def train_in_one_process(project):
     for run in ("baseline", "masked"):
         for command in ("mask", "train") if run == "masked" else ("train",):
             project.run("relu_sparsity.cli", command, "--run", run, XLA_FLAGS=simulated(8))
-    mask = (project.folder / "results/tpu/runs/masked/seed0/mask.npz").read_bytes()
-    return {"mask": mask} | {run: tables(project, run) for run in ("baseline", "masked")}
 
 
 class Controller:

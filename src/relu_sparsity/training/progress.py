@@ -127,8 +127,9 @@ class Progress:
         """Counts a step; `loss` is the newest that is known, in nats."""
         done = step + 1
         self._known["step"] = done
-        if self._last_time is None:
-            # The first step after a start compiles: the speed is measured from its end on.
+        if self._last_time is None or done <= self._first_step + 2:
+            # The first steps after a start, with metrics and without, compile: the speed is
+            # measured from their end on.
             self._last_time, self._last_step = time.monotonic(), done
         numbers = "" if math.isnan(loss) else f"loss {loss:.4f}"
         if done % self._training.log_every_steps == 0 or done == self._num_steps:
