@@ -11,10 +11,12 @@ have: GLIBC_TUNABLES=glibc.malloc.hugetlb=0 shows what a step takes without.
 """
 
 import argparse
+import atexit
 import json
 import logging
 import math
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -335,6 +337,8 @@ def temporaries(function: Any, *arguments: Any) -> float:
 def data_pipeline(config: RunConfig) -> Timed:
     """Batches of real text, tokenized and packed."""
     folder = Path(tempfile.mkdtemp(prefix="relu-sparsity-bench-"))
+    # The batches are read from it until the end.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data = DataParams(packages=("networkx",))
     documents = sources.documents(data, sources.prepare(data, folder), "train")
     train_tokenizer(documents, config.tokenizer.vocab_size, folder / "tokenizer.model", 500)
@@ -440,7 +444,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="over width and depth instead")
     arguments = parser.parse_args()
     if arguments.growth:
-        rows = time_growth(max(3, arguments.rounds // 4))
+        rows = time_growth(max(3, arguments.rounds // 2))
         write_json(RESULTS / "growth.json", rows)
         draw_growth(rows, RESULTS / "growth.svg")
         print(json.dumps(rows, indent=1))
