@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -242,3 +244,12 @@ def test_losses_are_those_of_a_plain_optax_loop(make_job, config):
         params, state, loss = update(params, state, next(batches))
         losses.append(float(loss))
     np.testing.assert_allclose(np.stack(history.training)[:, 0], losses, rtol=2e-4)
+
+
+def test_a_training_process_starts_without_what_it_does_not_use():
+    unused = {"tensorflow_datasets", "tensorflow", "matplotlib", "pandas", "gcsfs", "snakemake"}
+    code = (
+        "import sys, relu_sparsity.cli, relu_sparsity.jobs, relu_sparsity.training.loop\n"
+        f"print(sorted({unused} & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
