@@ -38,9 +38,8 @@ reproduce: setup
 	@echo "Tables:  results/$(SCALE)/tables/"
 	@echo "Figures: results/$(SCALE)/figures/"
 
-# One more worker than cores: tests of hosts, slices and SLURM spend half of their time waiting.
 test: setup
-	$(BIN)/pytest --numprocesses $$(($(CORES) + 1)) --dist worksteal
+	$(BIN)/pytest --numprocesses $(CORES) --dist worksteal
 
 bench: setup
 	$(BIN)/python bench/bench.py
