@@ -1,7 +1,7 @@
 # make reproduce           the whole paper at the smoke scale (minutes on two cores)
 # make reproduce SCALE=mini
 # make test                the tests
-# make bench               how fast steps and whole jobs are (15 minutes)
+# make bench               how fast steps and whole jobs are (10 minutes)
 # make tpu-check           do the paper's models fit its TPU slice? Needs no TPU (minutes)
 # make tpu-check TOPOLOGY=v5e:4x8
 # make setup               only the environment

@@ -131,7 +131,7 @@ class Bench:
             env=os.environ
             | {
                 "JAX_PLATFORMS": "cpu",
-                # As relu-sparsity sets them before JAX starts, which is too late in `listen`.
+                # As relu-sparsity sets them; `train_and_listen` imports JAX before that.
                 "JAX_COMPILATION_CACHE_DIR": str(self._folder / "store" / "compiled"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

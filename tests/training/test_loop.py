@@ -246,7 +246,7 @@ def test_losses_are_those_of_a_plain_optax_loop(make_job, config):
     np.testing.assert_allclose(np.stack(history.training)[:, 0], losses, rtol=2e-4)
 
 
-def test_a_training_process_starts_without_what_it_does_not_use():
+def test_the_training_code_imports_what_costs_only_where_it_is_used():
     unused = {"tensorflow_datasets", "tensorflow", "matplotlib", "pandas", "gcsfs", "snakemake"}
     code = (
         "import sys, relu_sparsity.cli, relu_sparsity.jobs, relu_sparsity.training.loop\n"
