@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
 from relu_sparsity.files import write_json, write_text
 from relu_sparsity.flops import forward_flops_per_token
 from relu_sparsity.model import masks_by_stack
-from relu_sparsity.params import DataParams, RunConfig
+from relu_sparsity.params import DataParams, RunConfig, load_params
 from relu_sparsity.processes import use_huge_pages
 from relu_sparsity.sparsity import PERCENTILES, unit_use
 from relu_sparsity.tpu.cost import program_cost
@@ -45,31 +45,11 @@ from relu_sparsity.tpu.hardware import HARDWARE
 from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.step import Steps, make_mesh, make_steps
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What a model and its sequences measure."""
-
-    emb_dim: int
-    mlp_dim: int
-    seq_len: int
-    vocab_size: int
-    tie_embeddings: bool = True
-    remat: bool = True
-    num_heads: int = 4
-    batch_size: int = 8
-    dtype: str = "float32"
-
-
-SHAPES = {
-    "smoke": Shape(32, 256, 64, 1024, tie_embeddings=False, remat=False),
-    "mini": Shape(32, 1024, 128, 4096),
-    "wide": Shape(64, 2048, 128, 4096),
-    "gpu": Shape(256, 8192, 512, 8192, remat=False, num_heads=8, batch_size=16, dtype="bfloat16"),
-}
+# Those of the scales, and one between mini and gpu.
+SHAPES = ("smoke", "mini", "wide", "gpu")
+WIDE = {"emb_dim": 64, "mlp_dim": 2048}
 # What takes seconds a step on a CPU is not timed there unless asked for.
 FOR_CPU = ("smoke", "mini", "wide")
-LAYERS = 6
 GROWTH_WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 GROWTH_DEPTHS = (2, 6, 10, 14)
 RESULTS = Path("results/bench")
@@ -104,29 +84,12 @@ def in_turns(timed: Sequence[Timed], rounds: int) -> None:
             each.once()
 
 
-def config_of(shape: Shape, num_layers: int = LAYERS, **model: Any) -> RunConfig:
-    """A run's parameters for a shape."""
-    return RunConfig.model_validate(
-        {
-            "tokenizer": {"vocab_size": shape.vocab_size},
-            "model": {
-                "num_layers": num_layers,
-                "emb_dim": shape.emb_dim,
-                "num_heads": shape.num_heads,
-                "mlp_dim": shape.mlp_dim,
-                "mlp_bias": True,
-                "tie_embeddings": shape.tie_embeddings,
-                "dtype": shape.dtype,
-                "remat": shape.remat,
-                **model,
-            },
-            "training": {
-                "seq_len": shape.seq_len,
-                "per_device_batch_size": shape.batch_size,
-                "global_batch_size": shape.batch_size,
-            },
-        }
-    )
+def config_of(shape: str, **model: Any) -> RunConfig:
+    """The parameters of a shape, with other values of `model` where they are given."""
+    if shape == "wide":
+        shape, model = "mini", WIDE | model
+    config = load_params(scale=shape).defaults
+    return config.model_copy(update={"model": config.model.model_copy(update=model)})
 
 
 def steps_of(config: RunConfig, mlp_dims: Sequence[int]) -> Steps:
@@ -227,7 +190,7 @@ def time_shape(name: str, rounds: int) -> dict[str, Any]:
     Returns:
       Milliseconds and ratios, by name.
     """
-    config = config_of(SHAPES[name])
+    config = config_of(name)
     whole = [config.model.mlp_dim] * config.model.num_layers
     steps, tokens = steps_of(config, whole), tokens_of(config)
     compile_seconds, compiled = {}, {}
@@ -357,15 +320,15 @@ def time_growth(rounds: int) -> list[dict[str, float]]:
     """Step time and memory over width and depth, plain and with metrics."""
     rows = []
     for mlp_dim in GROWTH_WIDTHS:
-        rows.append(_grown(replace(SHAPES["mini"], mlp_dim=mlp_dim), 2, rounds))
+        rows.append(_grown(rounds, num_layers=2, mlp_dim=mlp_dim))
     for num_layers in GROWTH_DEPTHS:
-        rows.append(_grown(SHAPES["mini"], num_layers, rounds))
+        rows.append(_grown(rounds, num_layers=num_layers, mlp_dim=GROWTH_WIDTHS[0]))
     return rows
 
 
-def _grown(shape: Shape, num_layers: int, rounds: int) -> dict[str, float]:
-    config = config_of(shape, num_layers)
-    steps = steps_of(config, [shape.mlp_dim] * num_layers)
+def _grown(rounds: int, *, num_layers: int, mlp_dim: int) -> dict[str, float]:
+    config = config_of("mini", num_layers=num_layers, mlp_dim=mlp_dim)
+    steps = steps_of(config, [mlp_dim] * num_layers)
     tokens = tokens_of(config)
     plain = stepper(steps.train, steps.init(0), tokens)
     measured = stepper(steps.train_and_measure, steps.init(0), tokens)
@@ -376,7 +339,7 @@ def _grown(shape: Shape, num_layers: int, rounds: int) -> dict[str, float]:
         .memory_analysis()
     )
     return {
-        "mlp_dim": shape.mlp_dim,
+        "mlp_dim": mlp_dim,
         "num_layers": num_layers,
         "step_ms": 1000 * plain.best,
         "measured_step_ms": 1000 * measured.best,
@@ -394,7 +357,7 @@ def draw_growth(rows: list[dict[str, float]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     wide = [row for row in rows if row["num_layers"] == 2 and row["mlp_dim"] in GROWTH_WIDTHS]
-    deep = [row for row in rows if row["mlp_dim"] == SHAPES["mini"].mlp_dim]
+    deep = [row for row in rows if row["mlp_dim"] == GROWTH_WIDTHS[0]]
     for axis, chosen, key, label in (
         (axes[0], wide[: len(GROWTH_WIDTHS)], "mlp_dim", "mlp_dim, 2 layers"),
         (axes[1], deep[-len(GROWTH_DEPTHS) :], "num_layers", "num_layers, mlp_dim 1024"),
