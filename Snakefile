@@ -38,11 +38,11 @@ onstart:
 
 
 onsuccess:
-    record_in_dvc()
+    record_in_dvc_now()
 
 
 onerror:
-    record_in_dvc()
+    record_in_dvc_now()
 
 
 rule all:

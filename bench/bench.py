@@ -36,12 +36,13 @@ from relu_sparsity.data.pipeline import train_batches
 from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
 from relu_sparsity.files import write_json, write_text
 from relu_sparsity.flops import forward_flops_per_token
+from relu_sparsity.hardware import HARDWARE
 from relu_sparsity.model import masks_by_stack
-from relu_sparsity.params import DataParams, RunConfig, load_params
+from relu_sparsity.params import DataParams, RunConfig
+from relu_sparsity.params_file import load_params
 from relu_sparsity.processes import use_huge_pages
 from relu_sparsity.sparsity import PERCENTILES, unit_use
 from relu_sparsity.tpu.cost import program_cost
-from relu_sparsity.tpu.hardware import HARDWARE
 from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.step import Steps, make_mesh, make_steps
 
@@ -92,10 +93,10 @@ def config_of(shape: str, **model: Any) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update=model)})
 
 
-def steps_of(config: RunConfig, mlp_dims: Sequence[int]) -> Steps:
+def steps_of(config: RunConfig) -> Steps:
     """The compiled steps of a shape on one device."""
     vocab_size = config.tokenizer.vocab_size
-    return make_steps(config, vocab_size=vocab_size, mlp_dims=mlp_dims, mesh=make_mesh(1))
+    return make_steps(config, vocab_size=vocab_size, mesh=make_mesh(1))
 
 
 def tokens_of(config: RunConfig) -> jax.Array:
@@ -119,6 +120,7 @@ def stepper(step: Any, state: Any, tokens: jax.Array, kept: Any = None) -> Timed
 def matrix_products(config: RunConfig) -> dict[tuple[int, int, int, int], int]:
     """How often a training step multiplies (batch, m, k) with (batch, k, n), by shape."""
     emb_dim, heads = config.model.emb_dim, config.model.num_heads
+    mlp_dim = config.model.mlp_dims[0]
     seq_len, layers = config.training.seq_len, config.model.num_layers
     batch = config.training.global_batch_size
     rows = batch * seq_len
@@ -131,8 +133,8 @@ def matrix_products(config: RunConfig) -> dict[tuple[int, int, int, int], int]:
     for count, inner, outer in (
         (layers, emb_dim, 3 * emb_dim),
         (layers, emb_dim, emb_dim),
-        (layers, emb_dim, config.model.mlp_dim),
-        (layers, config.model.mlp_dim, emb_dim),
+        (layers, emb_dim, mlp_dim),
+        (layers, mlp_dim, emb_dim),
         (1, emb_dim, config.tokenizer.vocab_size),
     ):
         add(count, 1, rows, inner, outer)
@@ -191,8 +193,8 @@ def time_shape(name: str, rounds: int) -> dict[str, Any]:
       Milliseconds and ratios, by name.
     """
     config = config_of(name)
-    whole = [config.model.mlp_dim] * config.model.num_layers
-    steps, tokens = steps_of(config, whole), tokens_of(config)
+    whole = config.model.mlp_dims
+    steps, tokens = steps_of(config), tokens_of(config)
     compile_seconds, compiled = {}, {}
     for kind in ("train", "train_and_measure"):
         lowered = getattr(steps, kind).lower(steps.state, tokens, jnp.float32(0), None)
@@ -203,8 +205,8 @@ def time_shape(name: str, rounds: int) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     kept = [generator.random(width) < 0.5 for width in whole]
     masks = masks_by_stack(kept, whole)
-    part = Compaction(kept, multiple_of=max(1, config.model.mlp_dim // 16))
-    compact = steps_of(config, part.mlp_dims)
+    part = Compaction(kept, multiple_of=max(1, whole[0] // 16))
+    compact = steps_of(config.with_mlp_dims(part.mlp_dims))
     left = part.kept_units()
     activations = jnp.maximum(
         jnp.asarray(
@@ -328,7 +330,7 @@ def time_growth(rounds: int) -> list[dict[str, float]]:
 
 def _grown(rounds: int, *, num_layers: int, mlp_dim: int) -> dict[str, float]:
     config = config_of("mini", num_layers=num_layers, mlp_dim=mlp_dim)
-    steps = steps_of(config, [mlp_dim] * num_layers)
+    steps = steps_of(config)
     tokens = tokens_of(config)
     plain = stepper(steps.train, steps.init(0), tokens)
     measured = stepper(steps.train_and_measure, steps.init(0), tokens)

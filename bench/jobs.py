@@ -28,7 +28,8 @@ from typing import Any
 
 from relu_sparsity.files import write_json, write_text
 from relu_sparsity.layout import Layout
-from relu_sparsity.params import Params, load_params
+from relu_sparsity.params import Params
+from relu_sparsity.params_file import load_params
 from relu_sparsity.processes import use_huge_pages
 
 RESULTS = Path("results/bench")

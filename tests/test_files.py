@@ -38,3 +38,19 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path):
     assert not path.exists()
     write_json(path, {})
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_hosts_process_is_not_taken_for_a_dead_one(tmp_path, monkeypatch):
+    """Hosts may share the folder: a number that is no process here may be one there."""
+    path = tmp_path / "result.csv"
+    dead = 2**22 + 1
+    monkeypatch.setattr("socket.gethostname", lambda: "there.example.org")
+    theirs = tmp_path / f".result.csv.there.example.org.{dead}.tmp.csv"
+    theirs.write_text("half")
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    ours = tmp_path / f".result.csv.here.{dead}.tmp.csv"
+    ours.write_text("half")
+    with atomic_write(path) as temporary:
+        temporary.write_text("whole")
+    assert theirs.exists()
+    assert not ours.exists()

@@ -1,26 +1,32 @@
-"""What makes a run stale, and what does not."""
+"""What a result means: parameters, code, packages, and what makes it stale."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 
 from relu_sparsity import fingerprint
-from relu_sparsity.params import parse_params
+from relu_sparsity.jobs import job_table
+from relu_sparsity.layout import Layout
+from relu_sparsity.params_file import parse_params
 
 FILE = Path(__file__).parent.parent / "params.yaml"
 
 
-def fingerprints(change=lambda document: None):
+def table(change=lambda document: None):
     document = yaml.safe_load(FILE.read_text())
     change(document)
-    params = parse_params(document, FILE, "smoke")
-    return {run: fingerprint.run(params, run, seed).hash for run, seed in params.jobs()}
+    return job_table(parse_params(document, FILE, "smoke"), Layout("smoke"))
 
 
 def changed_runs(change):
-    before, after = fingerprints(), fingerprints(change)
-    return {run for run in before if before[run] != after[run]}
+    before, after = table(), table(change)
+    return {
+        name.split("/")[1]
+        for name, job in before.items()
+        if job.rule == "train" and job.fingerprint.hash != after[name].fingerprint.hash
+    }
 
 
 def edit(path, value):
@@ -33,7 +39,7 @@ def edit(path, value):
     return change
 
 
-EVERY_RUN = set(fingerprints())
+EVERY_RUN = {name.split("/")[1] for name, job in table().items() if job.rule == "train"}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,7 @@ EVERY_RUN = set(fingerprints())
         ("runs.round1.model", {"mlp_dim": 64}, {"round1", "round2"}),
         ("branches.masked.mask", {"step": 100}, {"masked"}),
         ("scales.smoke.mask.seed", 5, {"random_masked"}),
+        ("scales.smoke.mask.compact", False, {"masked", "random_masked"}),
         ("scales.smoke.round2", {"width_multiple_of": 8}, {"round2"}),
         ("scales.smoke.training.seq_len", 32, EVERY_RUN),
         ("scales.smoke.data.packages", ["networkx"], EVERY_RUN),
@@ -61,8 +68,21 @@ def test_a_parameter_makes_just_the_runs_stale_that_depend_on_it(path, value, st
     assert changed_runs(edit(path, value)) == stale
 
 
-def test_no_two_runs_share_a_fingerprint():
-    assert len(set(fingerprints().values())) == len(EVERY_RUN)
+def test_no_two_jobs_share_a_fingerprint():
+    jobs = table()
+    alike = {"figure/fig07", "figure/fig09"}  # The paper prints two figures twice.
+    hashes = [
+        (job.writer, str(job.arguments), job.fingerprint.hash)
+        for name, job in jobs.items()
+        if name not in alike
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_masks_of_other_intentions_are_other_masks():
+    jobs = table()
+    one, other = (jobs[f"mask/{run}/seed0"] for run in ("masked", "random_masked"))
+    assert one.fingerprint.hash != other.fingerprint.hash
 
 
 SOURCE = '''
@@ -102,18 +122,49 @@ def test_a_changed_meaning_shows(other):
     assert fingerprint.syntax(other) != fingerprint.syntax(SOURCE)
 
 
-def test_every_module_that_training_imports_is_covered():
-    """A module that is forgotten here would leave stale results in place."""
-    covered = {
-        *fingerprint.TRAINING_MODULES, *fingerprint.DATA_MODULES, *fingerprint.TOKENIZER_MODULES,
-    }  # fmt: skip
-    package = fingerprint.PACKAGE
-    found = {
-        str(path.relative_to(package))
-        for folder in ("data", "training")
-        for path in (package / folder).glob("*.py")
-        if path.name != "__init__.py"
-    } | {"model.py", "sparsity.py", "interventions.py"}
-    # How a checkpoint is stored, and what is told of a run, do not change its results.
-    assert found - covered == {"training/checkpoints.py", "training/progress.py"}
-    assert covered <= found
+def test_code_is_what_the_writer_imports_less_what_has_no_meaning():
+    training = set(fingerprint.closure("training.run"))
+    assert {"training.run", "training.loop", "training.step", "model", "kernels"} <= training
+    assert {"sparsity", "interventions", "data.pipeline", "data.docs"} <= training
+    assert not training & set(fingerprint.WITHOUT_MEANING)
+    assert not any(name.startswith("paper") for name in training)
+    tables = set(fingerprint.closure("paper.tables"))
+    assert "paper.extract" in tables
+    assert "model" not in tables
+    # What saves FLOPs is shown with the tables' own writing, and with the FLOPs.
+    assert {"paper/tables.py", "flops.py"} <= set(table()["pruning"].fingerprint.code)
+
+
+def test_what_is_said_to_have_no_meaning_is_there():
+    for name in fingerprint.WITHOUT_MEANING:
+        assert (fingerprint.PACKAGE.joinpath(*name.split(".")).with_suffix(".py")).is_file(), name
+
+
+def test_the_report_means_its_captions_and_its_style():
+    code = table()["report"].fingerprint.code
+    assert {"workflow/report/figure.rst", "workflow/report/style.css"} <= set(code)
+
+
+def test_packages_that_change_numbers_are_in_every_runs_fingerprint(monkeypatch):
+    packages = table()["train/baseline/seed0"].fingerprint.packages
+    wanted = {"jax", "jaxlib", "flax", "optax", "grain", "sentencepiece", "numpy"}
+    assert wanted <= set(packages)
+    assert packages["jax"] == metadata.version("jax")
+    before = {name: job.fingerprint.hash for name, job in table().items()}
+    monkeypatch.setattr(
+        fingerprint, "_version", lambda name: "0" if name == "optax" else packages.get(name, "1")
+    )
+    after = {name: job.fingerprint.hash for name, job in table().items()}
+    assert all(before[name] != after[name] for name in before if name.startswith("train/"))
+
+
+def test_a_given_tokenizer_is_known_by_its_content(tmp_path):
+    def use(path):
+        return edit("scales.smoke.tokenizer", {"vocab_size": 512, "model": str(path)})
+
+    one, same, other = (tmp_path / name for name in ("one.model", "same.model", "other.model"))
+    one.write_bytes(b"model")
+    same.write_bytes(b"model")
+    other.write_bytes(b"another")
+    hashes = [table(use(path))["tokenizer"].fingerprint.hash for path in (one, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]

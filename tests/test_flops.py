@@ -39,9 +39,13 @@ def traced_flops(jaxpr):
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_equals_what_is_traced(mlp_dims, tie_embeddings):
     params = ModelParams(
-        num_layers=len(mlp_dims), emb_dim=16, num_heads=2, mlp_dim=32, tie_embeddings=tie_embeddings
+        num_layers=len(mlp_dims),
+        emb_dim=16,
+        num_heads=2,
+        mlp_dim=mlp_dims,
+        tie_embeddings=tie_embeddings,
     )
-    model = Transformer(params, vocab_size=300, max_len=12, mlp_dims=mlp_dims, rngs=nnx.Rngs(0))
+    model = Transformer(params, vocab_size=300, max_len=12, rngs=nnx.Rngs(0))
     graph, state = nnx.split(model)
     tokens = jnp.zeros((2, 12), jnp.int32)
 

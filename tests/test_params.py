@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.params import load_params, parse_params
+from relu_sparsity.params_file import load_params, parse_params
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "params.yaml"

@@ -1,70 +1,80 @@
-"""A result tells what it was made from."""
+"""A result tells what it was made from, and whether it still is what was written."""
 
-import json
-from xml.etree import ElementTree
-
-import pytest
+import os
 
 from relu_sparsity.fingerprint import Fingerprint
-from relu_sparsity.provenance import can_sign, differences, made_from, sign, signature
+from relu_sparsity.provenance import (
+    Digests,
+    changed_files,
+    differences,
+    read_record,
+    write_record,
+)
 
 MADE = Fingerprint(
-    {"model": {"mlp_dim": 256, "note": "a--b -->"}, "seed": 0},
+    {"model": {"mlp_dim": 256}, "seed": 0},
     {"model.py": "aa", "sparsity.py": "bb"},
-    {"baseline seed 0": "cc"},
+    {"jax": "1.0"},
+    {"train/baseline/seed0": "cc"},
 )
 
 
-@pytest.mark.parametrize("suffix", ["svg", "md", "html", "rst", "tex"])
-def test_the_fingerprint_is_a_comment_at_the_end(tmp_path, suffix):
-    path = tmp_path / f"result.{suffix}"
-    path.write_text("content\n")
-    assert can_sign(path)
-    assert signature(path) is None
-    assert made_from(path) is None
-    sign(path, MADE)
-    assert signature(path) == MADE.hash
-    assert made_from(path) == MADE.as_json()
-    assert path.read_text().startswith("content\n")
+def test_a_record_tells_what_results_were_made_from(tmp_path):
+    result, path = tmp_path / "table.csv", tmp_path / "made_from" / "table.json"
+    result.write_text("1,2\n")
+    assert read_record(path) is None
+    write_record(path, MADE, [result])
+    record = read_record(path)
+    assert record is not None
+    assert record.fingerprint == MADE.hash
+    assert record.made_from == MADE.as_json()
+    assert changed_files(record, [result], Digests()) == []
 
 
-def test_the_comment_is_one_that_xml_allows(tmp_path):
-    path = tmp_path / "result.svg"
-    path.write_text("<svg/>")
-    sign(path, MADE)
-    assert [child.tag for child in ElementTree.parse(path).iter()] == ["svg"]
+def test_what_is_no_record_is_none(tmp_path):
+    path = tmp_path / "record.json"
+    for text in ("", "[]", "{}", '{"fingerprint": "a"}'):
+        path.write_text(text)
+        assert read_record(path) is None
+
+
+def test_a_changed_number_is_seen(tmp_path):
+    result, path = tmp_path / "table.csv", tmp_path / "record.json"
+    result.write_text("1,2\n")
+    write_record(path, MADE, [result])
+    record = read_record(path)
+    digests = Digests(tmp_path / "digests.json")
+    assert changed_files(record, [result], digests) == []
+    digests.save()
+    result.write_text("1,3\n")
+    assert changed_files(record, [result], Digests(tmp_path / "digests.json")) == [result]
+
+
+def test_digests_are_taken_again_only_where_size_or_time_changed(tmp_path, monkeypatch):
+    result = tmp_path / "table.csv"
+    result.write_text("1,2\n")
+    digests = Digests(tmp_path / "digests.json")
+    first = digests.of(result)
+    digests.save()
+    monkeypatch.setattr("relu_sparsity.provenance.sha256", lambda path: "taken again")
+    again = Digests(tmp_path / "digests.json")
+    assert again.of(result) == first
+    os.utime(result, (1, 1))
+    assert again.of(result) == "taken again"
 
 
 def test_every_difference_is_named():
     now = Fingerprint(
-        {"model": {"mlp_dim": 128, "note": "a--b -->"}, "seed": 0, "mask": {"step": 3}},
+        {"model": {"mlp_dim": 128}, "seed": 0, "mask": {"step": 3}},
         {"model.py": "aa", "sparsity.py": "dd"},
-        {"baseline seed 0": "ee"},
+        {"jax": "1.1"},
+        {"train/baseline/seed0": "ee"},
     )
     assert differences(MADE.as_json(), MADE) == []
     assert differences(MADE.as_json(), now) == [
         "mask.step: not there -> 3",
         "model.mlp_dim: 256 -> 128",
+        'the package jax: "1.0" -> "1.1"',
         "the code changed: sparsity.py",
-        "made from other results: baseline seed 0",
+        "made from other results: train/baseline/seed0",
     ]
-
-
-def test_in_json_it_is_a_key(tmp_path):
-    path = tmp_path / "result.json"
-    path.write_text('{"a": 1}')
-    sign(path, MADE)
-    assert json.loads(path.read_text())["a"] == 1
-    assert signature(path) == MADE.hash
-    assert made_from(path) == MADE.as_json()
-
-
-def test_what_is_not_there_or_not_whole_has_none(tmp_path):
-    assert signature(tmp_path / "missing.svg") is None
-    for name, text in {"cut.json": '{"a": ', "list.json": "[1]", "cut.npz": "PK"}.items():
-        (tmp_path / name).write_text(text)
-        assert signature(tmp_path / name) is None
-
-
-def test_csv_has_no_room_for_one(tmp_path):
-    assert not can_sign(tmp_path / "table.csv")

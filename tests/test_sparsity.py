@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from relu_sparsity import sparsity
-from relu_sparsity.sparsity import METRICS, mean_use, token_counts, unit_use, use_from_counts
+from relu_sparsity.metrics import METRICS
+from relu_sparsity.sparsity import mean_use, token_counts, unit_use, use_from_counts
 from relu_sparsity.training.step import make_mesh
 
 # --- Section A.6, line by line, on counts as the text says -----------------------------------

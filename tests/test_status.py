@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from relu_sparsity import status
-from relu_sparsity.jobs import run_store
-from relu_sparsity.params import load_params
+from relu_sparsity.layout import Layout
+from relu_sparsity.params_file import load_params
+from relu_sparsity.runs import resolve
 from relu_sparsity.tpu.slice_job import SliceJob
 
 KNOWN = {
@@ -35,7 +36,8 @@ KNOWN = {
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
-    return run_store(load_params(Path("params.yaml"), "smoke"), "baseline", 0)
+    params = load_params(Path("params.yaml"), "smoke")
+    return resolve(params, Layout("smoke"), "baseline", 0).store
 
 
 def of_baseline():

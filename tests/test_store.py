@@ -9,7 +9,7 @@ import pytest
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import sha256
 from relu_sparsity.layout import RUN_FILES
-from relu_sparsity.provenance import signature
+from relu_sparsity.provenance import read_record
 from relu_sparsity.store import RunStore
 
 
@@ -51,7 +51,9 @@ def write_run(folder):
     for name in names:
         (folder / name).write_text(name)
     digests = {name: sha256(folder / name) for name in names}
-    (folder / "run.json").write_text(json.dumps({"fingerprint": "abc", "sha256": digests}))
+    (folder / "run.json").write_text(
+        json.dumps({"fingerprint": "abc", "made_from": {}, "sha256": digests})
+    )
 
 
 def test_exports_every_file_and_only_what_is_finished(store, tmp_path):
@@ -61,7 +63,9 @@ def test_exports_every_file_and_only_what_is_finished(store, tmp_path):
     target = tmp_path / "results"
     store.export(target)
     assert sorted(path.name for path in target.iterdir()) == sorted(RUN_FILES)
-    assert signature(target / "run.json") == "abc"
+    record = read_record(target / "run.json")
+    assert record is not None
+    assert record.fingerprint == "abc"
 
 
 def test_adopts_a_whole_run_and_no_other(store, tmp_path):
@@ -76,3 +80,11 @@ def test_adopts_a_whole_run_and_no_other(store, tmp_path):
     assert store.is_finished()
     store.adopt(elsewhere)  # It has the run: nothing to do.
     assert [path.name for path in store.folder.iterdir()] == ["finished"]
+
+
+def test_a_damaged_store_exports_nothing_of_it(store, tmp_path):
+    write_run(store.finished)
+    (store.finished / "units.npz").write_text("other")
+    with pytest.raises(UserError, match=r"units.npz: was changed after it was written"):
+        store.export(tmp_path / "results")
+    assert not (tmp_path / "results" / "run.json").exists()

@@ -1,33 +1,27 @@
 """The command line. Every rule of the workflow calls it, and a user can too."""
 
-import contextlib
 import json
 import logging
-import os
 import sys
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relu_sparsity import processes
 from relu_sparsity.errors import (
     TRY_AGAIN_STATUS,
     USER_ERROR_STATUS,
-    Interrupted,
     NotConnected,
     UserError,
 )
-from relu_sparsity.layout import Layout
-from relu_sparsity.params import Params, load_params
+from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent
+from relu_sparsity.options import load as _load
+from relu_sparsity.tpu.commands import tpu
+from relu_sparsity.training.process import OtherProcesses, training_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from relu_sparsity.fingerprint import Fingerprint
-    from relu_sparsity.tpu.slices import Slice
+    from collections.abc import Collection, Iterable, Iterator
 
 log = logging.getLogger(__name__)
 app = typer.Typer(
@@ -38,24 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-tpu = typer.Typer(
-    help="Slices of Cloud TPU: run a job on one, see which there are, delete what is left over. "
-    "docs/tpu.md tells how to set this up.",
-    no_args_is_help=True,
-)
 app.add_typer(tpu, name="tpu")
 
-Scale = Annotated[
-    str | None,
-    typer.Option(help="A scale of params.yaml: smoke, mini, gpu, tpu. [default: its 'scale']"),
-]
-ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.")]
-Run = Annotated[str, typer.Option(help="A run of params.yaml.")]
-Seed = Annotated[int, typer.Option(help="One of the run's seeds.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads to use. [default: all]")]
-StopWithParent = Annotated[
-    bool, typer.Option(help="Save and stop when the calling process dies, as a job of Snakemake.")
-]
 Distributed = Annotated[
     bool | None,
     typer.Option(
@@ -79,17 +58,6 @@ ProcessId = Annotated[
 HeartbeatTimeout = Annotated[
     int, typer.Option(min=5, help="Seconds after which a silent process ends the others.")
 ]
-AllStores = Annotated[
-    bool, typer.Option("--all", help="Also those whose jobs write to another store.")
-]
-Slices = Annotated[Path, typer.Option(help="What the slices are.", metavar="FILE")]
-DEFAULT_PARAMS = Path("params.yaml")
-DEFAULT_SLICES = Path("workflow/profiles/tpu/slices.yaml")
-
-
-def _load(params_file: Path, scale: str | None) -> tuple[Params, Layout]:
-    params = load_params(params_file, scale)
-    return params, Layout(params.scale)
 
 
 @app.command("params")
@@ -156,17 +124,13 @@ def status(
 @app.command()
 def tokenizer(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Build the data set; train the tokenizer on it, or copy the given one."""
-    from relu_sparsity import jobs
-
-    jobs.prepare_tokenizer(*_load(params_file, scale))
+    _perform(params_file, scale, "tokenizer")
 
 
 @app.command()
 def data(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Describe the data set and the tokenizer by their content, in manifest.json."""
-    from relu_sparsity import jobs
-
-    jobs.write_manifest(*_load(params_file, scale))
+    _perform(params_file, scale, "data")
 
 
 @app.command()
@@ -188,13 +152,11 @@ def train(
     SIGTERM or Ctrl-C saves a checkpoint; the same command goes on from there, on any number of
     hosts and devices that share the global batch evenly.
     """
-    from relu_sparsity import jobs
-
-    params, layout = _load(params_file, scale)
-    params.run(run, seed)
-    others = _Others(distributed, coordinator_address, num_processes, process_id, heartbeat_timeout)
-    with _training_process(threads, stop_with_parent, others):
-        jobs.train_run(params, layout, run, seed)
+    others = OtherProcesses(
+        distributed, coordinator_address, num_processes, process_id, heartbeat_timeout
+    )
+    with training_process(threads, stop_with_parent, others):
+        _perform_for_run(params_file, scale, "train", run, seed)
 
 
 @app.command()
@@ -212,13 +174,11 @@ def mask(
     heartbeat_timeout: HeartbeatTimeout = 100,
 ) -> None:
     """Write the units that a masked run keeps (section 4.1.1)."""
-    from relu_sparsity import jobs
-
-    params, layout = _load(params_file, scale)
-    params.run(run, seed)
-    others = _Others(distributed, coordinator_address, num_processes, process_id, heartbeat_timeout)
-    with _training_process(threads, stop_with_parent, others):
-        jobs.write_mask(params, layout, run, seed)
+    others = OtherProcesses(
+        distributed, coordinator_address, num_processes, process_id, heartbeat_timeout
+    )
+    with training_process(threads, stop_with_parent, others):
+        _perform_for_run(params_file, scale, "mask", run, seed)
 
 
 @app.command()
@@ -226,9 +186,7 @@ def widths(
     run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
 ) -> None:
     """Write the layers' widths of round 2 (section 4.4, Table 4)."""
-    from relu_sparsity import jobs
-
-    jobs.write_widths(*_load(params_file, scale), run, seed)
+    _perform_for_run(params_file, scale, "widths", run, seed)
 
 
 @app.command()
@@ -236,28 +194,7 @@ def extract(
     run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
 ) -> None:
     """Extract a trained run's metrics at convergence, to metrics.json."""
-    from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.extract import write_metrics
-
-    params, layout = _load(params_file, scale)
-    window = params.run(run, seed).config.metrics.convergence_window
-    jobs.require_current(params, layout, [run])
-    written = write_metrics(layout.run(run, seed), window)
-    _sign([written], fingerprint.metrics(params, run, seed))
-
-
-@app.command()
-def adopt(
-    folder: Annotated[
-        Path, typer.Argument(help="Result files of one run and seed: .../runs/<run>/seed<k>")
-    ],
-    scale: Scale = None,
-    params_file: ParamsFile = DEFAULT_PARAMS,
-) -> None:
-    """Take over a run that was trained elsewhere, if it is the one that params.yaml describes."""
-    from relu_sparsity import jobs
-
-    jobs.adopt_run(*_load(params_file, scale), folder)
+    _perform_for_run(params_file, scale, "extract", run, seed)
 
 
 @app.command()
@@ -269,24 +206,15 @@ def tables(
     ] = None,
 ) -> None:
     """Write Tables 1-5, or some of them: CSV, Markdown, LaTeX, each cell beside the paper's."""
-    from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.tables import write_tables
+    from relu_sparsity.paper.catalog import TABLES
 
-    params, layout = _load(params_file, scale)
-    jobs.require_current(params, layout, params.runs)
-    for path in write_tables(layout.results, params, table):
-        _sign([path], fingerprint.table(params, path.stem))
+    _perform(params_file, scale, *_chosen("table", table, TABLES))
 
 
 @app.command()
 def pruning(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Write what leaving masked units out of the model saves, in FLOPs and in time."""
-    from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.pruning import write_pruning
-
-    params, layout = _load(params_file, scale)
-    jobs.require_current(params, layout, fingerprint.pruning_runs(params))
-    _sign(write_pruning(layout, params), fingerprint.pruning(params))
+    _perform(params_file, scale, "pruning")
 
 
 @app.command()
@@ -298,37 +226,71 @@ def figures(
     ] = None,
 ) -> None:
     """Draw Figures 1-34, or some of them."""
-    from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.figures import write_figures
+    from relu_sparsity.paper.catalog import FIGURES
 
-    params, layout = _load(params_file, scale)
-    jobs.require_current(params, layout, params.runs)
-    for path in write_figures(layout.results, params, figure):
-        _sign([path], fingerprint.figure(params, path.stem))
+    _perform(params_file, scale, *_chosen("figure", figure, FIGURES))
 
 
 @app.command()
 def claims(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Decide the paper's 27 claims."""
-    from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.claims import write_claims
-
-    params, layout = _load(params_file, scale)
-    jobs.require_current(params, layout, params.runs)
-    written = write_claims(layout.results, params)
-    _sign(written, fingerprint.claims(params))
+    _perform(params_file, scale, "claims")
 
 
 @app.command()
 def summary(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Sum up every run's loss and batch use, and the verdicts, for `dvc metrics`."""
-    from relu_sparsity import fingerprint, jobs
-    from relu_sparsity.paper.claims import write_summary
+    _perform(params_file, scale, "summary")
 
-    params, layout = _load(params_file, scale)
-    jobs.require_current(params, layout, params.runs)
-    written = write_summary(layout.results, layout.summary, params)
-    _sign([written], fingerprint.claims(params))
+
+@app.command()
+def report(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Write the self-contained HTML report of everything. The workflow's last job."""
+    _perform(params_file, scale, "report")
+
+
+@app.command()
+def adopt(
+    folder: Annotated[
+        Path, typer.Argument(help="Result files of one run and seed: .../runs/<run>/seed<k>")
+    ],
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+) -> None:
+    """Take over a run that was trained elsewhere, if it is the one that params.yaml describes."""
+    from relu_sparsity import runs
+
+    runs.adopt(*_load(params_file, scale), folder)
+
+
+@app.command()
+def accept(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Keep results that only other versions of packages made, and record that in them.
+
+    Nothing is trained or drawn again. Results that anything else made stale stay stale.
+    """
+    from relu_sparsity.accept import accept_other_versions
+
+    accepted = accept_other_versions(*_load(params_file, scale))
+    if as_json:
+        print(json.dumps(accepted, indent=1))
+        return
+    for name, versions in accepted.items():
+        told = ", ".join(f"{package} {version}" for package, version in versions.items())
+        print(f"{name}: kept as made with {told or 'the results before it'}")
+    print(f"{len(accepted)} results accepted")
+
+
+@app.command(hidden=True)
+def record(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Tell DVC which stages are current. The workflow calls this when it ends."""
+    from relu_sparsity.workflow import record_in_dvc
+
+    record_in_dvc(*_load(params_file, scale))
 
 
 @app.command()
@@ -343,222 +305,37 @@ def compare(
     scale: Scale = None,
 ) -> None:
     """Compare two revisions on one page: parameters, tables, verdicts, curves."""
-    from relu_sparsity.paper.compare import write_comparison
+    from relu_sparsity.paper.compare.page import write_comparison
 
     for path in write_comparison(Path(), first, second, output, scale):
         log.info("wrote %s", path)
 
 
-@app.command()
-def report(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Write the self-contained HTML report of everything. The workflow's last job."""
-    from relu_sparsity import fingerprint
-    from relu_sparsity.paper.report import write_report
+def _perform(params_file: Path, scale: str | None, *names: str) -> None:
+    from relu_sparsity.jobs import perform
 
     params, layout = _load(params_file, scale)
-    _sign([write_report(layout.report, params.scale)], fingerprint.report(params))
+    for name in names:
+        perform(params, layout, name)
 
 
-@tpu.command("run")
-def tpu_run(
-    command: Annotated[str, typer.Argument(help="train or mask", metavar="COMMAND")],
-    run: Run,
-    seed: Seed = 0,
-    scale: Scale = None,
-    params_file: ParamsFile = DEFAULT_PARAMS,
-    slices: Slices = DEFAULT_SLICES,
-    threads: Annotated[int | None, typer.Option(hidden=True)] = None,
-    stop_with_parent: StopWithParent = False,
-) -> None:
-    """Run a job on a slice of its own, and delete the slice whatever happens.
+def _perform_for_run(params_file: Path, scale: str | None, rule: str, run: str, seed: int) -> None:
+    from relu_sparsity.jobs import perform
 
-    A slice that is preempted, or whose host dies, is replaced, and the job goes on from its
-    checkpoint. Ctrl-C lets it save one first. Nothing runs where the store has the result already.
-    """
-    from relu_sparsity.tpu.launcher import launch
-    from relu_sparsity.tpu.slices import load_slice_params
-
-    del threads  # They are the hosts' business.
-    if command not in ("train", "mask"):
-        raise UserError(f"{command!r}: is no job for a slice; allowed: train, mask")
-    if stop_with_parent:
-        processes.stop_with_parent()
     params, layout = _load(params_file, scale)
     params.run(run, seed)
-    try:
-        launch(params, layout, load_slice_params(slices), command, run, seed)
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        raise typer.Exit(143) from None
+    perform(params, layout, f"{rule}/{run}/seed{seed}")
 
 
-@tpu.command("host", hidden=True)
-def tpu_host(
-    attempt: Annotated[int, typer.Option(help="Which slice this is, of those for this job.")],
-    worker: Annotated[int, typer.Option(help="This host, from 0.")],
-) -> None:
-    """Run this host's part of a slice's job. The start-up script of a slice calls this."""
-    from relu_sparsity.layout import store_root
-    from relu_sparsity.tpu.host import serve
-    from relu_sparsity.tpu.slice_job import SliceJob
-
-    job = SliceJob(store_root() / "jobs" / os.environ["RELU_SPARSITY_SLICE"])
-    if serve(job, attempt=attempt, worker=worker) == "failed":
-        raise typer.Exit(USER_ERROR_STATUS)
-
-
-@tpu.command("check")
-def tpu_check(
-    scale: Scale = None,
-    params_file: ParamsFile = DEFAULT_PARAMS,
-    topology: Annotated[
-        str, typer.Option(help="The slice: v2:4x4, v4:2x2x4, v5e:4x8, ...")
-    ] = "v2:4x4",
-    run: Annotated[
-        list[str] | None, typer.Option(help="Only this one; can be given again.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Compile every model of a scale for a slice that need not be there, and tell if it fits.
-
-    Needs the package libtpu: `make tpu-check` brings it and calls this for the tpu scale.
-    """
-    from relu_sparsity.tpu.check import check
-
-    params, _ = _load(params_file, scale)
-    result = check(params, topology, runs=run)
-    if as_json:
-        print(json.dumps(result.as_json(), indent=1))
-    else:
-        print(*result.lines(), sep="\n")
-    if problems := result.problems():
-        raise UserError("\n".join(problems))
-
-
-@tpu.command("list")
-def tpu_list(
-    slices: Slices = DEFAULT_SLICES,
-    all_stores: AllStores = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show the slices that jobs of this store asked for."""
-    from relu_sparsity.tpu.launcher import connect, owned_slices
-    from relu_sparsity.tpu.slices import load_slice_params
-
-    found = owned_slices(connect(load_slice_params(slices)), all_stores=all_stores)
-    if as_json:
-        print(json.dumps([asdict(each) for each in found], indent=1))
-    elif not found:
-        print("There are no slices.")
-    else:
-        _print_slices(found)
-
-
-@tpu.command("cleanup")
-def tpu_cleanup(
-    slices: Slices = DEFAULT_SLICES,
-    all_stores: AllStores = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Delete the slices that jobs of this store asked for, also those at work."""
-    from relu_sparsity.tpu.launcher import connect, owned_slices
-    from relu_sparsity.tpu.slices import load_slice_params
-
-    gcloud = connect(load_slice_params(slices))
-    found = owned_slices(gcloud, all_stores=all_stores)
-    if not found:
-        print("There are no slices.")
-        return
-    _print_slices(found)
-    if not yes and not sys.stdin.isatty():
-        raise UserError("there is nobody to ask; say --yes to delete these slices")
-    if not yes:
-        typer.confirm(f"Delete {len(found)} slice(s)?", abort=True)
-    for each in found:
-        gcloud.delete(each.name)
-        print(f"deleted {each.name}")
-
-
-def _print_slices(found: "Iterable[Slice]") -> None:
-    from tabulate import tabulate
-
-    rows = [
-        (each.name, each.state, each.accelerator_type, "spot" if each.spot else "", each.created)
-        for each in found
-    ]
-    print(tabulate(rows, ("slice", "state", "type", "", "asked for"), tablefmt="plain"))
-
-
-def _sign(paths: "Iterable[Path]", fingerprint: "Fingerprint") -> None:
-    """Writes what they were made from into the results that have room for it."""
-    from relu_sparsity.provenance import can_sign, sign
-
-    for path in paths:
-        if can_sign(path):
-            sign(path, fingerprint)
-        log.info("wrote %s", path)
-
-
-@dataclass(frozen=True)
-class _Others:
-    """How a process finds the others of its run."""
-
-    distributed: bool | None
-    coordinator_address: str | None
-    num_processes: int | None
-    process_id: int | None
-    heartbeat_timeout: int
-
-    def connect(self) -> None:
-        from relu_sparsity import distributed
-
-        wanted = self.distributed
-        if wanted is None:
-            wanted = self.coordinator_address is not None or distributed.started_by_srun()
-        if not wanted:
-            return
-        distributed.initialize(
-            self.coordinator_address,
-            self.num_processes,
-            self.process_id,
-            heartbeat_timeout_seconds=self.heartbeat_timeout,
-        )
-        if not distributed.is_leader():
-            # All say the same.
-            logging.getLogger().setLevel(logging.WARNING)
-
-
-@contextlib.contextmanager
-def _training_process(
-    threads: int | None, stop_with_parent: bool, others: _Others
-) -> "Iterator[None]":
-    """Sets up a process that may train; a run that was asked to stop ends with status 143."""
-    if stop_with_parent:
-        processes.stop_with_parent()
-    _configure_jax(threads)
-    others.connect()
-    from relu_sparsity import distributed
-
-    try:
-        with distributed.fail_together():
-            yield
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        raise typer.Exit(143) from None
-
-
-def _configure_jax(threads: int | None) -> None:
-    """Bounds XLA's threads and shares compiled programs between runs; call before JAX starts."""
-    from relu_sparsity.files import absolute
-    from relu_sparsity.layout import store_root
-
-    if threads is not None:
-        # XLA sizes its thread pools by NPROC.
-        os.environ["NPROC"] = str(threads)
-    cache = absolute(store_root() / "compiled")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+def _chosen(
+    rule: str, chosen: "Iterable[str] | None", allowed: "Collection[str]"
+) -> "Iterator[str]":
+    for each in allowed if chosen is None else chosen:
+        if each not in allowed:
+            raise UserError(
+                f"{rule} {each!r} is not one of the paper's; allowed: {', '.join(allowed)}"
+            )
+        yield f"{rule}/{each}"
 
 
 def main() -> None:

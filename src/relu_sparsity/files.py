@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,10 +46,13 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{path.suffix}"):
-        if not is_alive(int(leftover.name.split(".tmp")[0].rpartition(".")[2])):
+    # Hosts may share the folder: each clears up after its own processes only.
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp{path.suffix}"):
+        process = leftover.name.removeprefix(prefix).partition(".")[0]
+        if process.isdecimal() and not is_alive(int(process)):
             leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f"{prefix}{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
@@ -74,8 +78,18 @@ def write_text(path: AnyPath, text: str) -> None:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Writes `value` as JSON whose bytes depend on nothing but the value, atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    """Writes `value` as JSON, atomically."""
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """JSON whose bytes depend on nothing but the value."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def read_json(path: AnyPath) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sha256(path: AnyPath) -> str:

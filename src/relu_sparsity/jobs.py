@@ -1,376 +1,346 @@
-"""The jobs of the workflow: what each rule does, given the parameters and where files are.
+"""The table of jobs: a row for each, with its results, what it reads, what it means, who writes it.
 
-Every job checks what it reads against the parameters' fingerprints, so calling one by hand in the
-wrong order ends with an error and never with a wrong result.
+Rules, command line, plan, status and fingerprints all read it.
 """
 
-import json
+import functools
+import importlib
 import logging
-import math
-import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from etils import epath
-
-from relu_sparsity import fingerprint, interventions
+from relu_sparsity import fingerprint
 from relu_sparsity.data import sources
+from relu_sparsity.data.tokenizer import tokenizer_identity
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import AnyPath, atomic_write, sha256, write_json
-from relu_sparsity.layout import Layout, data_root, store_root
+from relu_sparsity.fingerprint import Fingerprint
+from relu_sparsity.layout import RUN_FILES, Layout
+from relu_sparsity.paper.catalog import (
+    FIGURES,
+    PRUNED_RUNS,
+    PRUNING,
+    TABLE_RUNS,
+)  # fmt: skip
 from relu_sparsity.params import MASKS, DataParams, Params, RunParams
-from relu_sparsity.provenance import as_keys, differences, made_from, signature
-from relu_sparsity.store import RunStore
-
-if TYPE_CHECKING:
-    from relu_sparsity.training.loop import TrainingJob
+from relu_sparsity.provenance import (
+    Digests,
+    changed_files,
+    differences,
+    read_record,
+    write_record,
+)
 
 log = logging.getLogger(__name__)
 
-
-def prepare_text(data: DataParams) -> Path:
-    """Builds the data set on this machine's disk, unless this very code has built it already."""
-    code = fingerprint.code(*fingerprint.DATA_MODULES)
-    return sources.prepare(data, data_root(), fingerprint.digest(code))
+_PUBLISHED = fingerprint.PACKAGE / "paper" / "published.yaml"
+_REPORT_FILES = Path("workflow/report")
 
 
-def text_is_current(params: Params, layout: Layout) -> bool:
-    """Whether manifest and tokenizer are there, belong together, and fit the parameters."""
-    if (
-        signature(layout.manifest) != fingerprint.text(params).hash
-        or not layout.tokenizer.is_file()
-    ):
-        return False
-    described = json.loads(layout.manifest.read_text())["tokenizer"]["sha256"]
-    return sha256(layout.tokenizer) == described
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow.
+
+    Attributes:
+      name: Its rule, and what of: `train/baseline/seed0`, `table/table1`.
+      writer: The function that makes its results: `module:function` of this package.
+      arguments: What the writer is called with, beside parameters and layout.
+      outputs: Its result files, but for the record.
+      record: The file that tells what they were made from.
+      after: The jobs whose results it reads.
+      stage: The stage of dvc.yaml that it belongs to.
+      parameters: What of params.yaml decides its results.
+      modules: Modules beside the writer's that count though they usually do not.
+      files: Files that decide its results beside the code.
+      may_lack: Whether it shows what there is when the jobs before it have no results.
+      reads_store: Whether it reads what the store has of the jobs before it, not their results.
+      writes_record: Whether the writer writes the record itself.
+      fingerprint: What its results depend on.
+    """
+
+    name: str
+    writer: str
+    outputs: tuple[Path, ...]
+    record: Path
+    stage: str
+    after: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    may_lack: bool = False
+    reads_store: bool = False
+    writes_record: bool = False
+    fingerprint: Fingerprint = field(default_factory=lambda: Fingerprint({}, {}, {}, {}))
+
+    @property
+    def rule(self) -> str:
+        """The rule that runs it."""
+        return self.name.partition("/")[0]
+
+    @property
+    def command(self) -> str:
+        """The command that runs it."""
+        words = [f"--{key} {value}" for key, value in self.arguments.items()]
+        rule = {"table": "tables", "figure": "figures"}.get(self.rule, self.rule)
+        return " ".join(["relu-sparsity", rule, *words])
+
+    @property
+    def files_written(self) -> tuple[Path, ...]:
+        """All that it writes."""
+        return (*self.outputs, self.record)
+
+    def has_results(self) -> bool:
+        """Whether any of its results is there."""
+        return any(path.is_file() for path in self.files_written)
+
+    def problems(self, digests: Digests) -> list[str]:
+        """Why its results are not those of the parameters now, in words; empty where they are."""
+        missing = [path for path in self.files_written if not path.is_file()]
+        if len(missing) == len(self.files_written):
+            return ["has no results yet"]
+        record = read_record(self.record)
+        if record is not None and record.fingerprint != self.fingerprint.hash:
+            return differences(record.made_from, self.fingerprint)
+        if missing:
+            return [f"{path}: is missing" for path in missing]
+        if record is None:
+            return [f"{self.record}: does not tell what its results were made from"]
+        return [
+            f"{path}: was changed after it was written (its SHA-256 is another one)"
+            for path in changed_files(record, self.outputs, digests)
+        ]
 
 
-def require_current(params: Params, layout: Layout, runs: Collection[str]) -> None:
-    """Checks that the results of some runs are those of the parameters.
-
-    A run without results is left out of what is shown; results of other parameters would be wrong.
+def job_table(params: Params, layout: Layout) -> dict[str, Job]:
+    """Every job of a scale by its name, each after those whose results it reads.
 
     Raises:
-      UserError: A run's results were made for other parameters, or no run has any.
+      UserError: A file that the parameters name is missing.
     """
-    found = 0
-    for run, seed in params.jobs():
-        if run not in runs:
-            continue
-        path = layout.run(run, seed) / "run.json"
-        if signature(path) is not None:
-            found += 1
-            _require_made_for(path, params, run, seed, "train")
-    if not found:
-        raise UserError(
-            f"{layout.results / 'runs'}: has no results of {', '.join(runs)}; train them first"
+    table: dict[str, Job] = {}
+    for row in _rows(params, layout):
+        modules = (row.writer.partition(":")[0], *row.modules)
+        made = Fingerprint(
+            row.parameters,
+            fingerprint.code(modules, row.files),
+            fingerprint.packages(modules),
+            {name: table[name].fingerprint.hash for name in row.after},
         )
+        table[row.name] = replace(row, fingerprint=made)
+    return table
 
 
-def adopt_run(params: Params, layout: Layout, folder: Path) -> None:
-    """Takes over a run that was trained elsewhere, as if it had been trained here.
+def _rows(params: Params, layout: Layout) -> Iterator[Job]:
+    text = {
+        "data": _data_identity(params.defaults.data),
+        "tokenizer": tokenizer_identity(params.defaults.tokenizer),
+    }
+    yield Job(
+        "tokenizer",
+        "data.prepare:write_tokenizer",
+        (layout.tokenizer,),
+        layout.record(layout.tokenizer),
+        stage="text",
+        parameters=text,
+    )
+    yield Job(
+        "data",
+        "data.prepare:write_manifest",
+        (layout.manifest,),
+        layout.record(layout.manifest),
+        stage="text",
+        after=("tokenizer",),
+        parameters=text,
+    )
+    for name, seed in params.jobs():
+        yield from _run_rows(params, layout, params.runs[name], seed, text)
+    yield from _paper_rows(params, layout)
+
+
+def _run_rows(
+    params: Params, layout: Layout, run: RunParams, seed: int, text: dict[str, Any]
+) -> Iterator[Job]:
+    folder = layout.run(run.name, seed)
+    of_run: dict[str, Any] = {
+        "stage": f"{'run' if run.parent is None else 'branch'}@{run.name}",
+        "arguments": {"run": run.name, "seed": seed},
+    }
+    parent = f"train/{run.parent}/seed{seed}"
+    before = ["tokenizer", "data"]
+    if run.intervention in MASKS:
+        before.append(f"mask/{run.name}/seed{seed}")
+        path = layout.mask(run.name, seed)
+        decides = {"mask": run.config.mask_choice(run.intervention), "seed": seed}
+        yield Job(
+            before[-1], "training.run:write_mask", (path,), layout.record(path),
+            after=(parent,), parameters=decides | {"intervention": run.intervention},
+            reads_store=True, **of_run,
+        )  # fmt: skip
+    elif run.intervention == "used_widths":
+        before.append(f"widths/{run.name}/seed{seed}")
+        path = layout.widths(run.name, seed)
+        decides = {"round2": run.config.round2.model_dump(mode="json")}
+        yield Job(
+            before[-1], "training.run:write_widths", (path,), layout.record(path),
+            after=(parent,), parameters=decides, **of_run,
+        )  # fmt: skip
+    config = run.config.fingerprinted(run.intervention)
+    config["data"] = text["data"] | {"num_shards": run.config.data.num_shards}
+    config["tokenizer"] = text["tokenizer"]
+    train = f"train/{run.name}/seed{seed}"
+    yield Job(
+        train,
+        "training.run:train",
+        tuple(folder / name for name in RUN_FILES if name != "run.json"),
+        folder / "run.json",
+        after=tuple(before),
+        parameters={**config, "seed": seed, "intervention": run.intervention},
+        writes_record=True,
+        **of_run,
+    )
+    metrics = folder / "metrics.json"
+    window = run.config.metrics.convergence_window
+    yield Job(
+        f"extract/{run.name}/seed{seed}", "paper.extract:write_metrics", (metrics,),
+        layout.record(metrics), after=(train,),
+        parameters={"metrics": {"convergence_window": window}}, **of_run,
+    )  # fmt: skip
+
+
+def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
+    def extracted(runs: Collection[str]) -> tuple[str, ...]:
+        return tuple(f"extract/{run}/seed{seed}" for run, seed in params.jobs() if run in runs)
+
+    for table, runs in TABLE_RUNS.items():
+        files = tuple(layout.table(table))
+        yield Job(
+            f"table/{table}", "paper.tables:write_table", files, layout.record(files[0]),
+            stage="tables", after=extracted(runs), arguments={"table": table},
+            files=(_PUBLISHED,), may_lack=True,
+        )  # fmt: skip
+    masks = [
+        (run, f"mask/{run}/seed{seed}")
+        for run, seed in params.jobs()
+        if params.runs[run].intervention in MASKS
+    ]
+    files = tuple(layout.table(PRUNING))
+    pruned = pruning_runs(params)
+    compared = (*extracted(pruned), *(mask for run, mask in masks if run in pruned))
+    yield Job(
+        PRUNING, "paper.pruning:write_pruning", files, layout.record(files[0]),
+        stage="tables", after=compared,
+        modules=("flops",),
+        parameters={"pruning": params.pruning.model_dump(mode="json")}, may_lack=True,
+    )  # fmt: skip
+    for figure, row in FIGURES.items():
+        shown = {run: params.runs[run] for run in row.runs if run in params.runs}
+        decides = {
+            "early_steps": {name: run.config.metrics.early_steps for name, run in shown.items()},
+            "mask_steps": {name: params.branch_steps(name) for name in shown},
+        }
+        path = layout.figure(figure)
+        yield Job(
+            f"figure/{figure}", "paper.figures:write_figure", (path,), layout.record(path),
+            stage="figures", after=extracted(row.runs), arguments={"figure": figure},
+            parameters=decides, files=(_PUBLISHED,), may_lack=True,
+        )  # fmt: skip
+    files = tuple(layout.claims)
+    yield Job(
+        "claims", "paper.verdicts:write_claims", files, layout.record(files[0]),
+        stage="claims", after=(*extracted(params.runs), *(mask for _, mask in masks)),
+        files=(_PUBLISHED,),
+        parameters={"claims": params.claims.model_dump(mode="json")}, may_lack=True,
+    )  # fmt: skip
+    yield Job(
+        "summary", "paper.verdicts:write_summary", (layout.summary,),
+        layout.record(layout.summary), stage="claims",
+        after=("claims", *extracted(params.runs)),
+    )  # fmt: skip
+    shown_jobs = [f"table/{table}" for table in TABLE_RUNS]
+    shown_jobs += [PRUNING, *(f"figure/{figure}" for figure in FIGURES)]
+    yield Job(
+        "report", "paper.report:write_report", (layout.report,), layout.record(layout.report),
+        stage="report", after=("claims", *shown_jobs), modules=("paper.catalog",),
+        files=tuple(sorted(path for path in _REPORT_FILES.glob("*") if path.is_file())),
+    )  # fmt: skip
+
+
+def pruning_runs(params: Params) -> list[str]:
+    """The masked runs whose saving is told, and the runs that they branch off."""
+    pruned = [run for run in PRUNED_RUNS if run in params.runs]
+    return sorted({*pruned, *(str(params.runs[run].parent) for run in pruned)})
+
+
+@functools.cache
+def _data_identity(params: DataParams) -> dict[str, Any]:
+    identity = dict(sources.identity(params))
+    # Where C4 lies says nothing about what it is.
+    identity.pop("data_dir", None)
+    return identity | {"heldout_fraction": params.heldout_fraction}
+
+
+def perform(params: Params, layout: Layout, name: str, **context: Any) -> None:
+    """Does a job: checks what it reads, makes its results, records what they were made from.
 
     Args:
       params: The scale.
       layout: Where its results go.
-      folder: The result files of one run and seed, as `train` writes them.
+      name: The job.
+      **context: What else its writer takes.
 
     Raises:
-      UserError: It is no finished run, a file of it is missing or changed, or it was trained from
-        something else than the parameters say. The message names what differs.
+      UserError: There is no such job, or what it reads is not what the parameters say.
     """
-    path = folder / "run.json"
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        scale, run, seed = (described[key] for key in ("scale", "run", "seed"))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is not there, or not what 'relu-sparsity train' wrote") from None
-    if scale != params.scale:
-        raise UserError(f"{path}: is of scale {scale}; allowed: {params.scale} (or say --scale)")
-    params.run(run, seed)
-    _require_made_for(path, params, run, seed, "train")
-    store = run_store(params, run, seed)
-    store.adopt(folder)
-    store.export(layout.run(run, seed))
-    log.info("%s: taken over from %s", store.name, folder)
-
-
-def prepare_tokenizer(params: Params, layout: Layout) -> None:
-    """Builds the data set and trains the tokenizer on it, or copies the given tokenizer."""
-    from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
-
-    config = params.defaults
-    folder = prepare_text(config.data)
-    given = config.tokenizer.model
-    if given is None:
-        train_tokenizer(
-            sources.documents(config.data, folder, "train"),
-            config.tokenizer.vocab_size,
-            layout.tokenizer,
-            config.tokenizer.train_documents,
-        )
+    table = job_table(params, layout)
+    job = table[name]
+    missing = require_current(job, table)
+    module, _, function = job.writer.partition(":")
+    write = getattr(importlib.import_module(f"{fingerprint.NAME}.{module}"), function)
+    write(params, layout, **job.arguments, **context)
+    if job.writes_record or not all(path.is_file() for path in job.outputs):
+        # The first process of a run, or its writer, sees to it.
         return
-    tokenizer = load_tokenizer(given)
-    if tokenizer.vocab_size != config.tokenizer.vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size: {config.tokenizer.vocab_size}, but {given} has "
-            f"{tokenizer.vocab_size} tokens; allowed: {tokenizer.vocab_size}"
-        )
-    with atomic_write(layout.tokenizer) as temporary:
-        temporary.write_bytes(epath.Path(given).read_bytes())
+    made_from = {key: hash for key, hash in job.fingerprint.made_from.items() if key not in missing}
+    write_record(job.record, replace(job.fingerprint, made_from=made_from), job.outputs)
+    log.info("wrote %s", ", ".join(map(str, job.outputs)))
 
 
-def write_manifest(params: Params, layout: Layout) -> None:
-    """Describes the data set and the tokenizer by their content."""
-    data = params.defaults.data
-    folder = prepare_text(data)
-    manifest = sources.manifest(data, folder, layout.tokenizer)
-    write_json(layout.manifest, manifest | as_keys(fingerprint.text(params)))
+def require_current(job: Job, table: Mapping[str, Job]) -> set[str]:
+    """Checks that the results that a job reads are those of the parameters.
 
-
-def run_store(params: Params, run: str, seed: int) -> RunStore:
-    """The store's folder for a run as the parameters describe it now."""
-    return RunStore(store_root(), params.scale, run, seed, fingerprint.run(params, run, seed).hash)
-
-
-def train_run(params: Params, layout: Layout, run: str, seed: int) -> None:
-    """Trains a run unless the store has it, and exports its result files.
-
-    Every process of the run calls this; the first one exports.
+    Returns:
+      The jobs before it that have no results, where it `may_lack` some.
 
     Raises:
-      UserError: Something it needs is missing or was made for other parameters, another process
-        trains the run, or the training diverged.
-      relu_sparsity.errors.Interrupted: It was asked to stop.
+      UserError: Results are missing, were made for other parameters, or were changed.
     """
-    from relu_sparsity import distributed
-
-    chosen = params.run(run, seed)
-    store = run_store(params, run, seed)
-    if distributed.is_leader():
-        keep_results(params, layout, run, seed)
-    if distributed.ask_leader(store.is_finished):
-        log.info("%s is in the store: exports it", store.name)
-    else:
-        with distributed.held_by_leader(store.lock()):
-            if not distributed.ask_leader(store.is_finished):
-                _train(params, layout, chosen, seed, store)
-    if distributed.is_leader():
-        export_run(params, layout, run, seed)
-
-
-def export_run(params: Params, layout: Layout, run: str, seed: int) -> None:
-    """Copies a finished run's result files, and its speed, from the store."""
-    store = run_store(params, run, seed)
-    store.export(layout.run(run, seed))
-    if store.throughput.exists():
-        with atomic_write(layout.throughput(run, seed)) as temporary:
-            store.throughput.copy(temporary)
-
-
-def keep_results(params: Params, layout: Layout, run: str, seed: int) -> None:
-    """Puts a run's results, whatever they were trained from, into the store if it lacks them.
-
-    They may have been pulled or copied from elsewhere. Kept, they are never trained again, and
-    nothing is lost when the results of other parameters take their place.
-    """
-    folder = layout.run(run, seed)
-    made_for = signature(folder / "run.json")
-    if made_for is None:
-        return
-    try:
-        RunStore(store_root(), params.scale, run, seed, made_for).adopt(folder)
-    except UserError as error:
-        log.warning("not kept: %s", error)
-
-
-def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
-    """Writes the units that a masked run keeps, as `layer<L>` in an NPZ file."""
-    from relu_sparsity import distributed
-    from relu_sparsity.training.history import read_units
-
-    chosen = params.run(run, seed)
-    if chosen.intervention not in MASKS or chosen.parent is None:
-        raise UserError(f"runs.{run}.intervention: {chosen.intervention}; allowed: {_list(MASKS)}")
-    mask = chosen.config.mask
-    branch = _ensure_branch(params, layout, chosen.parent, seed, mask.step)
-    if not distributed.is_leader():
-        return
-    used = read_units(branch / "units.npz", mask.step)
-    kept = (
-        interventions.unused_mask(used)
-        if chosen.intervention == "mask_unused"
-        else interventions.random_mask(used, seed=mask.seed, run_seed=seed, over=mask.random_over)
-    )
-    arrays: dict[str, Any] = {f"layer{index}": layer for index, layer in enumerate(kept)}
-    made_for = np.str_(fingerprint.run(params, run, seed).hash)
-    with atomic_write(layout.mask(run, seed)) as temporary:
-        np.savez_compressed(temporary, fingerprint=made_for, **arrays)
-    total = sum(layer.size for layer in kept)
-    off = total - sum(int(layer.sum()) for layer in kept)
-    log.info("%s masks %d of %d units (%.1f %%)", run, off, total, 100 * off / total)
-
-
-def write_widths(params: Params, layout: Layout, run: str, seed: int) -> None:
-    """Writes the layers' widths of a run that is as wide as what its parent used."""
-    from relu_sparsity.training.history import read_units
-
-    chosen = params.run(run, seed)
-    if chosen.intervention != "used_widths" or chosen.parent is None:
-        raise UserError(f"runs.{run}.intervention: {chosen.intervention}; allowed: used_widths")
-    require_current(params, layout, [chosen.parent])
-    folder = layout.run(chosen.parent, seed)
-    last = params.run(chosen.parent).config.training.num_steps - 1
-    used = read_units(folder / "units.npz", last)
-    widths = interventions.used_widths(used, multiple_of=chosen.config.round2.width_multiple_of)
-    made_for = as_keys(fingerprint.run(params, run, seed))
-    write_json(layout.widths(run, seed), {"mlp_dims": widths, **made_for})
-    log.info("%s has the widths %s", run, _list(widths))
-
-
-def _train(params: Params, layout: Layout, run: RunParams, seed: int, store: RunStore) -> None:
-    from relu_sparsity import distributed
-    from relu_sparsity.training.loop import train
-
-    job = _training_job(params, layout, run, seed, store)
-    history = train(job)
-    if not distributed.is_leader():
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        history.write(folder)
-        digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-        write_json(folder / "run.json", _describe(params, run, seed, job) | {"sha256": digests})
-        store.finish(folder)
-
-
-def _training_job(
-    params: Params, layout: Layout, run: RunParams, seed: int, store: RunStore
-) -> "TrainingJob":
-    from relu_sparsity.data.tokenizer import load_tokenizer
-    from relu_sparsity.training.loop import TrainingJob
-
-    if signature(layout.manifest) != fingerprint.text(params).hash:
-        raise UserError(
-            f"{layout.manifest}: is missing or was made for other parameters; run "
-            "'relu-sparsity tokenizer' and 'relu-sparsity data' first"
-        )
-    config = run.config
-    folder = prepare_text(config.data)
-    tokenizer = load_tokenizer(layout.tokenizer)
-    described = json.loads(layout.manifest.read_text())["tokenizer"]["sha256"]
-    if tokenizer.sha256 != described:
-        raise UserError(
-            f"{layout.tokenizer}: SHA-256 {tokenizer.sha256[:16]} is not the one in "
-            f"{layout.manifest}, {described[:16]}; run 'relu-sparsity tokenizer' and "
-            "'relu-sparsity data'"
-        )
-    mlp_dims = [config.model.mlp_dim] * config.model.num_layers
-    start = unit_masks = None
-    if run.intervention in MASKS and run.parent is not None:
-        path = layout.mask(run.name, seed)
-        _require_made_for(path, params, run.name, seed, "mask")
-        with np.load(path) as arrays:
-            unit_masks = [arrays[f"layer{index}"] for index in range(config.model.num_layers)]
-        step = config.mask.step
-        start = (_ensure_branch(params, layout, run.parent, seed, step), step)
-    elif run.intervention == "used_widths":
-        path = layout.widths(run.name, seed)
-        _require_made_for(path, params, run.name, seed, "widths")
-        mlp_dims = json.loads(path.read_text())["mlp_dims"]
-    return TrainingJob(
-        name=store.name,
-        config=config,
-        seed=seed,
-        mlp_dims=mlp_dims,
-        train_documents=sources.documents(config.data, folder, "train"),
-        heldout_documents=sources.documents(config.data, folder, "heldout"),
-        tokenizer=tokenizer,
-        checkpoints=store.checkpoints,
-        throughput=store.throughput,
-        progress=store.progress,
-        branches={step: store.branch(step) for step in params.branch_steps(run.name)},
-        start=start,
-        unit_masks=unit_masks,
-    )
-
-
-def _ensure_branch(params: Params, layout: Layout, run: str, seed: int, step: int) -> AnyPath:
-    """The branch of a run at `step`, replayed from the start where the store does not have it."""
-    from dataclasses import replace
-
-    from relu_sparsity import distributed
-
-    store = run_store(params, run, seed)
-
-    def is_there() -> bool:
-        return distributed.ask_leader(lambda: store.has_branch(step))
-
-    if is_there():
-        return store.branch(step)
-    from relu_sparsity.training.loop import train
-
-    log.info("%s has no checkpoint at step %d in the store: trains up to it", store.name, step)
-    replay = store.replay(step)
-    with distributed.held_by_leader(store.lock(patience=math.inf)):
-        if is_there():
-            return store.branch(step)
-        job = _training_job(params, layout, params.run(run, seed), seed, store)
-        job = replace(
-            job,
-            checkpoints=replay / "checkpoints",
-            throughput=replay / "throughput.csv",
-            progress=replay / "progress.json",
-            branches={step: store.branch(step)},
-        )
-        train(job, until=step)
-        if distributed.is_leader():
-            replay.rmtree()
-    return store.branch(step)
-
-
-def _require_made_for(path: Path, params: Params, run: str, seed: int, command: str) -> None:
-    wanted = fingerprint.run(params, run, seed)
-    if signature(path) == wanted.hash:
-        return
-    before = made_from(path)
-    differ = "".join(f"\n  {line}" for line in differences(before, wanted)) if before else ""
-    raise UserError(
-        f"{path}: {'was made from something else' if path.is_file() else 'is missing'}; run "
-        f"'relu-sparsity {command} --run {run} --seed {seed}' first{differ}"
-    )
-
-
-def _describe(params: Params, run: RunParams, seed: int, job: "TrainingJob") -> dict[str, Any]:
-    import jax
-
-    from relu_sparsity.training.loop import compaction
-
-    config = run.config.fingerprinted(run.intervention)
-    config["model"]["mlp_dims"] = list(job.mlp_dims)
-    part = compaction(job)
-    config["data"].pop("data_dir")
-    parent = None
-    if run.parent is not None:
-        parent = {"run": run.parent, "seed": seed, "step": job.start[1] if job.start else None}
-    return {
-        "scale": params.scale,
-        "run": run.name,
-        "seed": seed,
-        **as_keys(fingerprint.run(params, run.name, seed)),
-        "intervention": run.intervention,
-        "parent": parent,
-        "config": config,
-        "trained_mlp_dims": list(part.mlp_dims if part else job.mlp_dims),
-        "environment": {
-            "jax": jax.__version__,
-            "device_kind": jax.devices()[0].device_kind,
-            "num_devices": jax.device_count(),
-        },
+    if job.reads_store:
+        return set()
+    digests = Digests()
+    # A run's metrics are read with its history.
+    read = {
+        name
+        for before in job.after
+        for name in (before, before.replace("extract/", "train/", 1))
+        if name in table
     }
+    missing = (
+        {name for name in job.after if not table[name].has_results()} if job.may_lack else set()
+    )
+    for name in sorted(read, key=list(table).index):
+        problems = table[name].problems(digests)
+        if problems and not (job.may_lack and not table[name].has_results()):
+            raise UserError(_not_current(table[name], problems))
+    if missing and missing == set(job.after):
+        names = ", ".join(sorted({name.split("/")[1] for name in missing if "/" in name}))
+        raise UserError(f"{job.name}: there are no results of {names}; train them first")
+    return missing
 
 
-def _list(values: Any) -> str:
-    return ", ".join(map(str, values))
+def _not_current(job: Job, problems: list[str]) -> str:
+    if not job.has_results():
+        return f"{job.outputs[0]}: is missing; run '{job.command}' first"
+    told = "".join(f"\n  {problem}" for problem in problems)
+    return f"{job.record}: is not of the parameters now; run '{job.command}' first{told}"

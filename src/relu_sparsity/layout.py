@@ -7,8 +7,9 @@ from pathlib import Path
 from etils import epath
 
 from relu_sparsity.files import is_remote
-from relu_sparsity.paper.catalog import CLAIM_FORMATS, PRUNING, TABLE_FORMATS
 
+TABLE_FORMATS = ("csv", "md", "tex")
+CLAIM_FORMATS = ("json", "md", "rst")
 RUN_FILES = (
     "unit_use.csv",
     "training.csv",
@@ -42,10 +43,17 @@ def data_root() -> Path:
 
 @dataclass(frozen=True)
 class Layout:
-    """The result files of one scale."""
+    """The files of one scale.
+
+    Attributes:
+      scale: The scale.
+      root: The results of all scales.
+      stamps: What tells Snakemake which jobs have to run.
+    """
 
     scale: str
     root: Path = Path("results")
+    stamps: Path = Path(".stamps")
 
     @property
     def results(self) -> Path:
@@ -83,14 +91,14 @@ class Layout:
         """One table, in every format."""
         return [self.results / "tables" / f"{table}.{suffix}" for suffix in TABLE_FORMATS]
 
-    @property
-    def pruning(self) -> list[Path]:
-        """What leaving masked units out saves, in every format."""
-        return self.table(PRUNING)
-
     def figure(self, figure: str) -> Path:
         """One figure."""
         return self.results / "figures" / f"{figure}.svg"
+
+    @staticmethod
+    def record(result: Path) -> Path:
+        """Where it is written what a result was made from; a trained run has its run.json."""
+        return result.parent / "made_from" / f"{result.stem}.json"
 
     @property
     def summary(self) -> Path:
@@ -116,4 +124,4 @@ class Layout:
 
     def stamp(self, name: str) -> Path:
         """A file whose content changes when the job `name` has to run again."""
-        return Path(".stamps") / self.scale / f"{name}.txt"
+        return self.stamps / self.scale / f"{name}.txt"

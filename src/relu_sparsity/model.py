@@ -8,7 +8,7 @@ layers all differ in width (round 2) is a scan per layer.
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from relu_sparsity.kernels import causal_attention, dot_general, probed
 from relu_sparsity.params import ModelParams
-from relu_sparsity.sparsity import UnitUse, token_counts, use_from_counts
+from relu_sparsity.sparsity import UnitUse, use_from_counts
 
 _T = TypeVar("_T")
 
@@ -35,98 +36,7 @@ class KeptUnits(NamedTuple):
     positions: Int[Array, "*layers whole"] | None = None
 
 
-@jax.custom_vjp
-def contract(
-    x: Float[Array, "batch seq features"], kernel: Float[Array, "features out"]
-) -> Float[Array, "batch seq out"]:
-    """`x @ kernel`, with a kernel gradient that is fast on every platform.
-
-    On CPU XLA hands a product to its fast library only if the left operand's last axis is
-    contracted. The gradient's natural form contracts the first, and takes 2 to 10 times as long.
-    """
-    return x @ kernel
-
-
-def _contract_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _contract_backward(residuals, output_gradient):
-    x, kernel = residuals
-    kernel_gradient = jax.lax.platform_dependent(
-        x.reshape(-1, x.shape[-1]),
-        output_gradient.reshape(-1, output_gradient.shape[-1]),
-        cpu=_kernel_gradient_of_transposed,
-        default=lambda x, output_gradient: x.T @ output_gradient,
-    )
-    return output_gradient @ kernel.T, kernel_gradient
-
-
-def _kernel_gradient_of_transposed(
-    x: Float[Array, "rows features"], output_gradient: Float[Array, "rows out"]
-) -> Float[Array, "features out"]:
-    """Transposes the narrower operand; barriers keep XLA from undoing it."""
-    barrier = jax.lax.optimization_barrier
-    if x.shape[1] <= output_gradient.shape[1]:
-        return barrier(x.T) @ output_gradient
-    return barrier(barrier(output_gradient.T) @ x).T
-
-
-contract.defvjp(_contract_forward, _contract_backward)
-
-
-def _dot_general(x, kernel, *_: Any, **__: Any):
-    """What `nnx.Linear` asks for: it contracts the last axis with the first."""
-    return contract(x, kernel)
-
-
-_linear = partial(nnx.Linear, dot_general=_dot_general)
-
-
-@jax.custom_vjp
-def probed(
-    hidden: Float[Array, "batch seq mlp"], probe: Float[Array, "batch mlp"]
-) -> Float[Array, "batch seq mlp"]:
-    """`hidden`, whose token counts are the gradient for `probe`, an array of zeros.
-
-    The backward pass has the hidden activations in memory, or recomputes them. In the forward pass
-    XLA takes them straight into the next product; to count them there it would have to write them
-    to memory first, and read them twice.
-    """
-    return hidden
-
-
-def _probed_forward(hidden, probe):
-    return hidden, hidden
-
-
-def _probed_backward(hidden, output_gradient):
-    return output_gradient, token_counts(hidden).astype(jnp.float32)
-
-
-probed.defvjp(_probed_forward, _probed_backward)
-
-
-def causal_attention(
-    query: Float[Array, "batch seq heads dim"],
-    key: Float[Array, "batch seq heads dim"],
-    value: Float[Array, "batch seq heads dim"],
-) -> Float[Array, "batch seq heads dim"]:
-    """Causal dot-product attention, normalized after the values are mixed.
-
-    The softmax's gradient then sums over `dim` instead of over `seq` keys, which XLA does on CPU
-    several times faster than the gradient of `jax.nn.dot_product_attention`.
-    """
-    query, key, value = (jnp.moveaxis(heads, 2, 1) for heads in (query, key, value))
-    length, dim = query.shape[-2:]
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(np.tri(length, dtype=bool), scores / np.sqrt(dim), -jnp.inf)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    mixed = jnp.einsum(
-        "bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
-    mixed = mixed / weights.sum(axis=-1, keepdims=True)
-    return jnp.moveaxis(mixed, 1, 2).astype(value.dtype)
+_linear = partial(nnx.Linear, dot_general=dot_general)
 
 
 class Attention(nnx.Module):
@@ -236,7 +146,6 @@ class Transformer(nnx.Module):
       params: Shape and choices.
       vocab_size: Tokens in the vocabulary.
       max_len: The longest sequence.
-      mlp_dims: The width of each layer; None gives all of them `params.mlp_dim`.
       rngs: Where the initial parameters are drawn from.
     """
 
@@ -246,7 +155,6 @@ class Transformer(nnx.Module):
         *,
         vocab_size: int,
         max_len: int,
-        mlp_dims: Sequence[int] | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.dtype = params.dtype
@@ -259,11 +167,10 @@ class Transformer(nnx.Module):
             if params.positions == "learned"
             else None
         )
-        widths = list(mlp_dims or [params.mlp_dim] * params.num_layers)
         self.stacks = nnx.List(
             [
                 Stack(params, len(list(layers)), mlp_dim, rngs=rngs)
-                for mlp_dim, layers in itertools.groupby(widths)
+                for mlp_dim, layers in itertools.groupby(params.mlp_dims)
             ]
         )
         self.final_norm = _norm(params, rngs)

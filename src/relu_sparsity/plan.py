@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from relu_sparsity import fingerprint
 from relu_sparsity.flops import described_flops_per_token, training_flops
-from relu_sparsity.jobs import run_store
+from relu_sparsity.jobs import Job, job_table
 from relu_sparsity.layout import Layout, store_root
-from relu_sparsity.params import MASKS, Params, RunConfig, RunParams
-from relu_sparsity.provenance import signature
-from relu_sparsity.workflow import Job, all_jobs, is_current, why_outdated
+from relu_sparsity.params import MASKS, Params, RunConfig
+from relu_sparsity.provenance import Digests
+from relu_sparsity.runs import Run, resolve_all
+from relu_sparsity.workflow import reasons_to_run, remembered_digests
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,14 @@ def make_plan(params: Params, layout: Layout) -> Plan:
       UserError: A file that the parameters name is missing.
     """
     speed = measured_speed(params)
+    digests = remembered_digests(layout)
+    runs = {run.job.name: run for run in resolve_all(params, layout)}
     planned: dict[str, PlannedJob] = {}
-    for job in all_jobs(params, layout):
-        reasons = _reasons(job, planned, params, layout)
-        if reasons:
-            action, cost = _work(job, planned, params, layout, speed)
-            planned[job.name] = PlannedJob(job.name, action, reasons, cost)
+    jobs = job_table(params, layout)
+    for name, reasons in reasons_to_run(jobs, digests).items():
+        of_run = runs.get(name.replace("mask/", "train/", 1))
+        action, cost = _work(jobs[name], of_run, planned, speed, digests)
+        planned[name] = PlannedJob(name, action, reasons, cost)
     return Plan(params.scale, params.resources.num_devices, speed, list(planned.values()))
 
 
@@ -170,69 +172,42 @@ def _counted(jobs: Sequence[PlannedJob]) -> str:
     return ", ".join(parts)
 
 
-def _reasons(job: Job, planned: dict[str, PlannedJob], params: Params, layout: Layout) -> list[str]:
-    first = [name for name in job.after if name in planned]
-    if is_current(job, params, layout):
-        return [f"after {', '.join(first)}"] if first else []
-    missing = [path for path in job.outputs if not path.is_file()]
-    outdated = job.outdated()
-    if outdated:
-        return why_outdated(outdated[0], job)
-    if len(missing) == len(job.outputs):
-        return ["has no results yet"]
-    if missing:
-        return [f"{', '.join(map(str, missing))}: is missing"]
-    return [f"{layout.tokenizer}: is not the one in {layout.manifest}"]
-
-
 def _work(
-    job: Job, planned: dict[str, PlannedJob], params: Params, layout: Layout, speed: Speed
+    job: Job, run: Run | None, planned: dict[str, PlannedJob], speed: Speed, digests: Digests
 ) -> tuple[str, Cost | None]:
-    rule, *rest = job.name.split("/")
-    if rule not in ("intervention", "train"):
+    if run is None:
         return "make", None
-    run, seed = params.runs[rest[0]], int(rest[1].removeprefix("seed"))
-    if rule == "intervention":
-        return _intervention_work(run, seed, planned, params, speed)
-    store = run_store(params, run.name, seed)
-    if store.is_finished() or job.is_current():
+    if job.rule == "mask":
+        return _mask_work(run, planned, speed)
+    if run.store.is_finished() or not job.problems(digests):
         return "export from the store", None
-    first_step = store.last_checkpoint()
+    first_step = run.store.last_checkpoint()
     action = f"resume at step {first_step}" if first_step else "train"
     if not first_step:
         first_step = run.config.mask.step if run.intervention in MASKS else 0
-    widths = _widths(run.config)
-    if run.intervention == "used_widths":
-        widths = _round2_widths(params, layout, run.name, seed)
     num_steps = run.config.training.num_steps
-    return action, _cost(run.config, widths, speed, first_step, num_steps)
+    return action, _cost(run.config, _widths(run, digests), speed, first_step, num_steps)
 
 
-def _intervention_work(
-    run: RunParams, seed: int, planned: dict[str, PlannedJob], params: Params, speed: Speed
-) -> tuple[str, Cost | None]:
-    parent = run.parent
-    if run.intervention not in MASKS or parent is None:
+def _mask_work(run: Run, planned: dict[str, PlannedJob], speed: Speed) -> tuple[str, Cost | None]:
+    parent, step = run.parent, run.config.mask.step
+    assert parent is not None
+    trained = planned.get(parent.job.name)
+    if parent.store.has_branch(step) or (trained and trained.cost):
         return "make", None
-    step = run.config.mask.step
-    trained = planned.get(f"train/{parent}/seed{seed}")
-    if run_store(params, parent, seed).has_branch(step) or (trained and trained.cost):
-        return "make", None
-    config = params.runs[parent].config
-    cost = _cost(config, _widths(config), speed, 0, step)
-    return f"train {parent} to step {step} again, as the store has no checkpoint of it", cost
+    cost = _cost(parent.config, parent.config.model.mlp_dims, speed, 0, step)
+    return f"train {parent.name} to step {step} again, as the store has no checkpoint of it", cost
 
 
-def _widths(config: RunConfig) -> list[int]:
-    return [config.model.mlp_dim] * config.model.num_layers
-
-
-def _round2_widths(params: Params, layout: Layout, run: str, seed: int) -> list[int]:
+def _widths(run: Run, digests: Digests) -> Sequence[int]:
     """The widths if they are known already; till then, at most the parent's."""
-    path = layout.widths(run, seed)
-    if signature(path) == fingerprint.run(params, run, seed).hash:
-        return json.loads(path.read_text(encoding="utf-8"))["mlp_dims"]
-    return _widths(params.runs[run].config)
+    if run.config.model.mlp_dim is not None:
+        return run.config.model.mlp_dims
+    assert run.parent is not None
+    assert run.intervention_job is not None
+    if run.intervention_job.problems(digests):
+        return run.parent.config.model.mlp_dims
+    return json.loads(run.intervention_file.read_text(encoding="utf-8"))["mlp_dims"]
 
 
 def _cost(

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Num
 
-PERCENTILES = (50, 65, 75, 90)
-METRICS = ("token_use", "sequence_use", "batch_use", *(f"p{q}" for q in PERCENTILES))
+from relu_sparsity.metrics import PERCENTILES
 
 
 class UnitUse(NamedTuple):
@@ -104,7 +103,7 @@ def mean_use(use: Any, *, seq_len: int) -> dict[str, Any]:
       seq_len: Tokens in a sequence.
 
     Returns:
-      An array of the layer axes' shape for each of `METRICS`, each 0 to 1.
+      An array of the layer axes' shape for each of `metrics.METRICS`, each 0 to 1.
     """
     hidden = use.used.shape[-1]
     means = {

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from relu_sparsity.durations import duration
 from relu_sparsity.files import is_alive
-from relu_sparsity.jobs import run_store
-from relu_sparsity.layout import store_root
+from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Params
+from relu_sparsity.runs import Run, resolve_all
 from relu_sparsity.store import RunStore
 from relu_sparsity.tpu.slice_job import SliceJob
 
@@ -60,7 +60,7 @@ class RunStatus:
 def all_status(params: Params) -> list[RunStatus]:
     """The status of every run of a scale, as the parameters describe it now."""
     launchers = _launchers()
-    return [_status(params, run, seed, launchers) for run, seed in params.jobs()]
+    return [_status(run, launchers) for run in resolve_all(params, Layout(params.scale))]
 
 
 def _launchers() -> dict[str, dict[str, Any]]:
@@ -73,9 +73,9 @@ def _launchers() -> dict[str, dict[str, Any]]:
             for job in jobs if job.launcher_state.exists()}  # fmt: skip
 
 
-def _status(params: Params, run: str, seed: int, launchers: dict[str, dict[str, Any]]) -> RunStatus:
-    store = run_store(params, run, seed)
-    num_steps = params.run(run).config.training.num_steps
+def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
+    run, seed, store = resolved.name, resolved.seed, resolved.store
+    num_steps = resolved.config.training.num_steps
     known = json.loads(store.progress.read_text()) if store.progress.exists() else {}
     told: dict[str, Any] = {key: known.get(key)
             for key in ("loss", "heldout_loss", "tokens_per_second", "mfu")}  # fmt: skip

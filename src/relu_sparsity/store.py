@@ -111,8 +111,19 @@ class RunStore:
         self.finish(folder)
 
     def export(self, target: Path) -> None:
-        """Copies the finished result files to `target`, `run.json` last."""
+        """Copies the finished result files to `target`, `run.json` last.
+
+        Raises:
+          UserError: A file in the store is not the one that the run wrote.
+        """
+        told = json.loads((self.finished / "run.json").read_text())["sha256"]
         for name in RUN_FILES:
+            path = self.finished / name
+            if name != "run.json" and sha256(path) != told[name]:
+                raise UserError(
+                    f"{path}: was changed after it was written (its SHA-256 is another one); "
+                    f"delete {self.finished} to train the run again"
+                )
             with atomic_write(target / name) as temporary:
                 (self.finished / name).copy(temporary)
 

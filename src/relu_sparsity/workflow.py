@@ -1,120 +1,82 @@
-"""What the Snakefile needs beyond rules: what is stale, and locks."""
+"""What the Snakefile and DVC need beyond rules: what is stale, locks, and what to record."""
 
 import contextlib
 import fcntl
+import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import IO
 
-from relu_sparsity import fingerprint, jobs
 from relu_sparsity.files import write_text
-from relu_sparsity.fingerprint import Fingerprint
-from relu_sparsity.layout import RUN_FILES, Layout
-from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLE_RUNS
-from relu_sparsity.params import MASKS, Params
-from relu_sparsity.provenance import can_sign, differences, made_from, signature
+from relu_sparsity.jobs import Job, job_table
+from relu_sparsity.layout import Layout
+from relu_sparsity.params import Params
+from relu_sparsity.provenance import Digests
+from relu_sparsity.runs import resolve_all
+
+log = logging.getLogger(__name__)
 
 # Long ago: before any real result, after what archive formats can hold.
 _SETTLED = 1_000_000_000
 
 
-@dataclass(frozen=True)
-class Job:
-    """One job of the workflow.
-
-    Attributes:
-      name: Its stamp's name: the rule, and what of.
-      fingerprint: What its results depend on.
-      outputs: Its result files; those that can carry a fingerprint do.
-      after: The jobs whose results it reads.
-    """
-
-    name: str
-    fingerprint: Fingerprint
-    outputs: tuple[Path, ...]
-    after: tuple[str, ...] = ()
-
-    def is_current(self) -> bool:
-        """Whether all results are there and were made from what they depend on now."""
-        return all(path.is_file() for path in self.outputs) and not self.outdated()
-
-    def outdated(self) -> list[Path]:
-        """Results that are there, and were made from something else or do not tell."""
-        return [
-            path
-            for path in self.outputs
-            if can_sign(path) and path.is_file() and signature(path) != self.fingerprint.hash
-        ]
+def remembered_digests(layout: Layout) -> Digests:
+    """The digests of result files that earlier processes have taken."""
+    return Digests(layout.stamps / "digests.json")
 
 
-def all_jobs(params: Params, layout: Layout) -> Iterator[Job]:
-    """Every job of a scale, each after the jobs that it depends on."""
-    yield Job("text", fingerprint.text(params), (layout.tokenizer, layout.manifest))
-    for run, seed in params.jobs():
-        trained = fingerprint.run(params, run, seed)
-        folder = layout.run(run, seed)
-        chosen = params.runs[run]
-        before = ["text"]
-        if chosen.intervention is not None:
-            before.append(f"intervention/{run}/seed{seed}")
-            masked = chosen.intervention in MASKS
-            made = layout.mask(run, seed) if masked else layout.widths(run, seed)
-            yield Job(before[-1], trained, (made,), (f"train/{chosen.parent}/seed{seed}",))
-        files = tuple(folder / name for name in RUN_FILES)
-        train = Job(f"train/{run}/seed{seed}", trained, files, tuple(before))
-        yield train
-        metrics = fingerprint.metrics(params, run, seed)
-        extracted = (folder / "metrics.json",)
-        yield Job(f"extract/{run}/seed{seed}", metrics, extracted, (train.name,))
-    for table, runs in TABLE_RUNS.items():
-        filled, files = fingerprint.table(params, table), tuple(layout.table(table))
-        yield Job(f"table/{table}", filled, files, _extracted(params, runs))
-    compared = _extracted(params, fingerprint.pruning_runs(params))
-    yield Job(PRUNING, fingerprint.pruning(params), tuple(layout.pruning), compared)
-    for figure, row in FIGURES.items():
-        drawn, files = fingerprint.figure(params, figure), (layout.figure(figure),)
-        yield Job(f"figure/{figure}", drawn, files, _extracted(params, row.runs))
-    decided = fingerprint.claims(params)
-    yield Job("claims", decided, tuple(layout.claims), _extracted(params, params.runs))
-    yield Job("summary", decided, (layout.summary,), ("claims",))
-    shown = [f"table/{table}" for table in TABLE_RUNS] + [f"figure/{figure}" for figure in FIGURES]
-    yield Job("report", fingerprint.report(params), (layout.report,), ("claims", PRUNING, *shown))
+def reasons_to_run(jobs: Mapping[str, Job], digests: Digests) -> dict[str, list[str]]:
+    """Every job that has to run, and why: by itself, or because one before it has to."""
+    reasons: dict[str, list[str]] = {}
+    for job in jobs.values():
+        first = [name for name in job.after if name in reasons]
+        why = job.problems(digests) or ([f"after {', '.join(first)}"] if first else [])
+        if why:
+            reasons[job.name] = why
+    return reasons
 
 
-def _extracted(params: Params, runs: Collection[str]) -> tuple[str, ...]:
-    return tuple(f"extract/{run}/seed{seed}" for run, seed in params.jobs() if run in runs)
-
-
-def write_stamps(params: Params, layout: Layout) -> None:
-    """Makes modification times tell what is stale, and nothing else.
+def write_stamps(jobs: Mapping[str, Job], layout: Layout) -> tuple[Layout, set[str]]:
+    """Makes modification times tell what is stale, and nothing else. Results are not touched.
 
     Snakemake compares modification times, which a clone or `dvc pull` sets at random. So every job
-    has a stamp that holds its fingerprint. Where its results carry the same fingerprint, stamp and
-    results get settled times, long ago and in the order of the workflow; where they do not, the
-    stamp is newer than everything.
+    has a stamp, and rules look at the times of no other input. Where a job's results are current,
+    its stamp holds the fingerprint and has a time long ago; where they are not, it is new, and says
+    why: its content has to differ too, as Snakemake forgives a newer file that it knows.
+
+    Returns:
+      The layout, with the stamps where they could be written, and the jobs that have to run.
     """
-    settled: dict[str, int] = {}
-    for job in all_jobs(params, layout):
-        settled[job.name] = 1 + max((settled[name] for name in job.after), default=_SETTLED)
+    digests = remembered_digests(layout)
+    if not _can_write(layout.stamps):
+        # Somebody else's checkout can be looked at: `snakemake -n`.
+        digests = Digests()
+        layout = replace(layout, stamps=Path(mkdtemp(prefix="relu-sparsity-stamps-")))
+    reasons = reasons_to_run(jobs, digests)
+    for job in jobs.values():
+        why = reasons.get(job.name, [])
         stamp = layout.stamp(job.name)
-        if not stamp.is_file() or stamp.read_text().strip() != job.fingerprint.hash:
-            write_text(stamp, job.fingerprint.hash + "\n")
-        if not is_current(job, params, layout):
-            os.utime(stamp)
-            continue
-        os.utime(stamp, (_SETTLED, _SETTLED))
-        for path in job.outputs:
-            os.utime(path, (settled[job.name],) * 2)
+        text = "\n".join([job.fingerprint.hash, *why]) + "\n"
+        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != text:
+            write_text(stamp, text)
+        os.utime(stamp, None if why else (_SETTLED, _SETTLED))
+    digests.save()
+    return layout, set(reasons)
 
 
-def is_current(job: Job, params: Params, layout: Layout) -> bool:
-    """Whether a job's results are those of the parameters."""
-    # Nothing in the tokenizer's file says what it was made from.
-    return job.is_current() and (job.name != "text" or jobs.text_is_current(params, layout))
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def keep_trained_runs(params: Params, layout: Layout) -> None:
@@ -122,31 +84,48 @@ def keep_trained_runs(params: Params, layout: Layout) -> None:
 
     Tells on standard error which of them are not those of the parameters, and why.
     """
-    for run, seed in params.jobs():
-        jobs.keep_results(params, layout, run, seed)
-    for job in all_jobs(params, layout):
-        for path in job.outdated() if job.name.startswith("train/") else ():
-            print(f"{path.parent}: {'; '.join(why_outdated(path, job))}", file=sys.stderr)
+    digests = remembered_digests(layout)
+    for run in resolve_all(params, layout):
+        run.keep_results()
+        if run.job.record.is_file() and (why := run.job.problems(digests)):
+            print(f"{run.folder}: {'; '.join(why)}", file=sys.stderr)
 
 
-def why_outdated(path: Path, job: Job) -> list[str]:
-    """What has changed since a result of a job was made, in words."""
-    before = made_from(path)
-    return differences(before, job.fingerprint) if before else ["does not tell what made it"]
+def current_stages(jobs: Mapping[str, Job], digests: Digests) -> Iterator[str]:
+    """The stages of dvc.yaml all of whose jobs have current results, in order."""
+    by_stage: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs.values():
+        by_stage[job.stage].append(job)
+    for stage, members in by_stage.items():
+        if not any(job.problems(digests) for job in members):
+            yield stage
 
 
-def record_in_dvc() -> None:
-    """Tells DVC what is there now, so that `dvc status` is clean after a run of Snakemake.
+def record_in_dvc(params: Params, layout: Layout) -> None:
+    """Tells DVC which stages are current, so that `dvc status` says so after Snakemake.
 
-    Does nothing when DVC itself called Snakemake, or outside a Git repository with DVC.
+    A stage with a job whose results are not those of the parameters is left as it was: DVC knows
+    by itself that it is stale. Does nothing where DVC itself called Snakemake, or outside a Git
+    repository with DVC.
     """
     if "DVC_ROOT" in os.environ or not (Path(".dvc").is_dir() and Path(".git").exists()):
         return
-    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet"]
+    stages = list(current_stages(job_table(params, layout), remembered_digests(layout)))
+    if not stages:
+        return
+    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", *stages]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        # Part of the results is missing after a run of a part of the workflow.
         print(f"not recorded in DVC: {done.stderr.strip()}", file=sys.stderr)
+
+
+def record_in_dvc_now() -> None:
+    """Records what is current by params.yaml and the code as they are now, in a new process.
+
+    Both may have been edited since the workflow began.
+    """
+    command = [sys.executable, "-m", "relu_sparsity.cli", "record"]
+    subprocess.run(command, check=False)
 
 
 def call_this_environment() -> None:
@@ -155,21 +134,32 @@ def call_this_environment() -> None:
     os.environ["PATH"] = os.pathsep.join(folders)
 
 
-def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str]:
-    """Removes the locks that a killed Snakemake left behind.
+def is_dry_run(arguments: Sequence[str]) -> bool:
+    """Whether Snakemake was called with `-n`. It does not say so while it reads the rules."""
+    dry = re.compile(r"--dry-?run|-[Ffknpq]*n[Ffknpq]*")
+    return any(dry.fullmatch(argument) for argument in arguments)
+
+
+def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str] | None:
+    """Removes what a killed Snakemake left behind: its locks, and its marks of files half written.
 
     Every Snakemake process of this folder holds a shared lock, which the system frees however it
     ends. Whoever gets the exclusive lock is alone, so Snakemake's own lock files are left-overs.
+    Its marks would stop the next run also where the files are whole; their records tell.
 
     Returns:
-      The open lock file: keep it as long as the process lives.
+      The open lock file: keep it as long as the process lives. None where nothing can be written.
     """
-    folder.mkdir(exist_ok=True)
-    file = (folder / "relu-sparsity.lock").open("a+")
+    try:
+        folder.mkdir(exist_ok=True)
+        file = (folder / "relu-sparsity.lock").open("a+")
+    except OSError:
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for leftover in folder.glob("locks/*"):
-            leftover.unlink()
+        for leftover in (*folder.glob("locks/*"), *folder.glob("incomplete/**/*")):
+            if leftover.is_file():
+                leftover.unlink()
     except OSError:
         pass
     # Some file systems of clusters have no locks: there left-overs are removed by hand.

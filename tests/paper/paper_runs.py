@@ -8,9 +8,11 @@ import numpy as np
 import yaml
 
 from relu_sparsity.files import write_json
-from relu_sparsity.paper.history import METRICS
+from relu_sparsity.layout import Layout
+from relu_sparsity.metrics import METRICS
 from relu_sparsity.paper.published import published
-from relu_sparsity.params import Params, parse_params
+from relu_sparsity.params import Params
+from relu_sparsity.params_file import parse_params
 from relu_sparsity.training.history import History
 
 REPOSITORY = Path(__file__).parents[2]
@@ -106,11 +108,16 @@ def write_run(folder: Path, params: Params, name: str, seed: int, run: Run) -> N
     )
 
 
+def layout_of(folder: Path) -> Layout:
+    """The files of a scale whose results are in `folder`."""
+    return Layout(folder.name, folder.parent)
+
+
 def write_mask(path: Path, mlp_dims: Sequence[int], off: float) -> None:
     """Writes a mask that holds the share `off` of every layer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {f"layer{k}": np.arange(size) >= off * size for k, size in enumerate(mlp_dims)}
-    np.savez_compressed(path, fingerprint=np.str_("none"), **kept)
+    np.savez_compressed(path, **kept)
 
 
 def _run(params: Params, name: str) -> Run:
@@ -118,7 +125,9 @@ def _run(params: Params, name: str) -> Run:
     tables = published()["tables"]
     one, two, three = (tables[f"table{k}"]["baseline"] for k in (1, 2, 3))
     model = params.runs[name].config.model
-    count, dims = model.num_layers, [model.mlp_dim] * model.num_layers
+    count, dims = model.num_layers, [params.defaults.model.mlp_dims[0]] * model.num_layers
+    if model.mlp_dim is not None:
+        dims = list(model.mlp_dims)
     final, turned_on, on_at_start = (
         two[each][:count] for each in ("final_use", "turned_on", "on_at_start")
     )

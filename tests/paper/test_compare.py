@@ -12,14 +12,15 @@ import pandas as pd
 import pytest
 import yaml
 from dvc.repo import Repo
-from paper_runs import PAPER_SCALE, REPOSITORY, write_paper_runs
+from paper_runs import PAPER_SCALE, REPOSITORY, layout_of, write_paper_runs
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.paper.claims import write_claims
-from relu_sparsity.paper.compare import write_comparison
+from relu_sparsity.paper.catalog import TABLES
+from relu_sparsity.paper.compare.page import write_comparison
 from relu_sparsity.paper.extract import write_metrics
-from relu_sparsity.paper.tables import write_tables
-from relu_sparsity.params import load_params
+from relu_sparsity.paper.tables import write_table
+from relu_sparsity.paper.verdicts import write_claims
+from relu_sparsity.params_file import load_params
 
 RESULTS = Path("results/test")
 BASELINE = RESULTS / "runs" / "baseline" / "seed0"
@@ -51,11 +52,12 @@ def edit_params(folder: Path, edit) -> None:
 def summarize(folder: Path) -> None:
     """Writes what follows from the runs, as the workflow does."""
     params = load_params(folder / "params.yaml")
+    layout = layout_of(folder / RESULTS)
     for run, seed in params.jobs():
-        run_dir = folder / RESULTS / "runs" / run / f"seed{seed}"
-        write_metrics(run_dir, params.runs[run].config.metrics.convergence_window)
-    write_tables(folder / RESULTS, params)
-    write_claims(folder / RESULTS, params)
+        write_metrics(params, layout, run, seed)
+    for table in TABLES:
+        write_table(params, layout, table)
+    write_claims(params, layout)
 
 
 def commit(folder: Path, message: str) -> None:
@@ -224,10 +226,10 @@ def test_exactly_the_cells_that_differ_are_shown_with_the_papers(template, shown
         assert all(cells.format(*row) in page for row in expected)
 
 
-def test_columns_of_other_learning_rates_are_the_same_columns(shown):
+def test_a_run_of_another_learning_rate_keeps_its_column(shown):
     _, markdown = shown
     rows = below(markdown, "Table 5. ")
-    assert {row[0] for row in rows} == {"batch_use_lr_0.003 → batch_use_lr_0.0024"}
+    assert {row[0] for row in rows} == {"batch_use_baseline"}
     assert {"0", "5"} <= {row[1] for row in rows}
 
 
@@ -455,7 +457,7 @@ def test_the_same_revisions_give_the_same_bytes_in_another_process(project):
     before = compare(project)
     code = (
         "import sys; from pathlib import Path; "
-        "from relu_sparsity.paper.compare import write_comparison; "
+        "from relu_sparsity.paper.compare.page import write_comparison; "
         "write_comparison(Path('.'), 'HEAD~1', 'HEAD', Path('again.html'))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}

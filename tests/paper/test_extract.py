@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paper_runs import layout_of
 
 from relu_sparsity.paper.extract import (
     LAYER_METRICS,
@@ -32,14 +34,15 @@ def test_total_is_weighted_by_units(results_dir):
     assert metrics["total_batch_use"] == pytest.approx(np.dot(use, dims) / sum(dims), rel=1e-5)
 
 
-def test_written_twice_it_is_the_same(results_dir, tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for path in (results_dir / BASELINE).iterdir():
-            (tmp_path / name / path.name).write_bytes(path.read_bytes())
-    first, second = (write_metrics(tmp_path / name, 1000) for name in ("a", "b"))
-    assert first.read_bytes() == second.read_bytes()
-    assert json.loads(first.read_text()) == extract_metrics(tmp_path / "a", 1000)
+def test_written_twice_it_is_the_same(results_dir, tmp_path, params):
+    layout = layout_of(tmp_path)
+    shutil.copytree(results_dir / BASELINE, layout.run("baseline", 0))
+    texts = []
+    for _ in range(2):
+        write_metrics(params, layout, "baseline", 0)
+        texts.append((layout.run("baseline", 0) / "metrics.json").read_text())
+    assert texts[0] == texts[1]
+    assert json.loads(texts[0]) == extract_metrics(results_dir / BASELINE, 1000)
 
 
 @given(

@@ -9,6 +9,7 @@ import pytest
 from relu_sparsity.errors import UserError
 from relu_sparsity.flops import forward_flops_per_token
 from relu_sparsity.layout import Layout
+from relu_sparsity.paper.catalog import PRUNING
 from relu_sparsity.paper.pruning import write_pruning
 from relu_sparsity.params import PruningParams
 
@@ -47,9 +48,9 @@ def test_shows_flops_and_speed_beside_the_parents(layout, params):
     for seed in params.runs["masked"].seeds:
         measured(layout, "baseline", seed, [320, 640, 6400])
         measured(layout, "masked", seed, [960])
-    paths = write_pruning(layout, params)
-    assert sorted(path.name for path in paths) == ["pruning.csv", "pruning.md", "pruning.tex"]
-    masked, random_masked = pd.read_csv(layout.pruning[0]).to_dict("records")
+    write_pruning(params, layout)
+    csv, markdown, _ = layout.table(PRUNING)
+    masked, random_masked = pd.read_csv(csv).to_dict("records")
     assert masked["run"] == "masked"
     assert masked["units_left"] == pytest.approx(100 * 30 / 64)
     assert masked["units_trained"] == pytest.approx(100 * 40 / 64)
@@ -63,7 +64,7 @@ def test_shows_flops_and_speed_beside_the_parents(layout, params):
     assert masked["steps_per_second_compacted"] == 30
     assert masked["speedup"] == 1.5
     assert np.isnan(random_masked["speedup"]), "was not trained here"
-    assert "nan" in layout.pruning[1].read_text()
+    assert "nan" in markdown.read_text()
 
 
 def test_without_speeds_it_is_the_same_each_time(layout, params):
@@ -72,13 +73,14 @@ def test_without_speeds_it_is_the_same_each_time(layout, params):
     for rates in ([100], [200]):
         for seed in params.runs["masked"].seeds:
             measured(layout, "baseline", seed, rates)
-        texts.append([path.read_bytes() for path in write_pruning(layout, quiet)])
+        write_pruning(quiet, layout)
+        texts.append([path.read_bytes() for path in layout.table(PRUNING)])
     assert texts[0] == texts[1]
-    assert "speedup" not in pd.read_csv(layout.pruning[0])
+    assert "speedup" not in pd.read_csv(layout.table(PRUNING)[0])
 
 
 def test_names_what_is_missing(layout, params):
     path = layout.run("masked", params.runs["masked"].seeds[0]) / "run.json"
     path.write_text("{}")
     with pytest.raises(UserError, match=r"masked/seed\d/run.json: .* malformed: 'config'"):
-        write_pruning(layout, params)
+        write_pruning(params, layout)

@@ -3,12 +3,18 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from paper_runs import make_params, write_paper_runs
+from paper_runs import layout_of, make_params, write_paper_runs
 
-from relu_sparsity.paper.catalog import TABLE_FORMATS, TABLES
+from relu_sparsity.layout import TABLE_FORMATS
+from relu_sparsity.paper.catalog import LEARNING_RATES, TABLES
 from relu_sparsity.paper.history import load_run
 from relu_sparsity.paper.published import published
-from relu_sparsity.paper.tables import write_tables
+from relu_sparsity.paper.tables import write_table
+
+
+def write_tables(folder, params):
+    for table in TABLES:
+        write_table(params, layout_of(folder), table)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +24,8 @@ def tables_dir(results_dir, params):
 
 
 def test_every_table_in_every_format(results_dir, params):
-    names = {path.name for path in write_tables(results_dir, params)}
+    write_tables(results_dir, params)
+    names = {path.name for path in (results_dir / "tables").iterdir()}
     assert names == {f"{table}.{suffix}" for table in TABLES for suffix in TABLE_FORMATS}
 
 
@@ -37,8 +44,7 @@ def test_runs_with_the_papers_numbers_give_the_papers_tables(tables_dir, table):
 def test_table5_has_the_scales_learning_rates_and_the_total(tables_dir):
     frame = pd.read_csv(tables_dir / "table5.csv")
     assert frame["layer"].tolist() == ["0", "1", "2", "3", "4", "5", "total"]
-    rates = ("0.003", "0.002", "0.001", "0.005")
-    totals = [frame[f"batch_use_lr_{rate}"].iloc[-1] for rate in rates]
+    totals = [frame[f"batch_use_{run}"].iloc[-1] for run in LEARNING_RATES]
     np.testing.assert_allclose(totals, [69.7, 72.2, 77.2, 69.9], atol=0.06)
     assert "| total |" in re.sub(" +", " ", (tables_dir / "table5.md").read_text())
     assert "LR 0.005 (\\%)" in (tables_dir / "table5.tex").read_text()
@@ -99,8 +105,8 @@ def test_another_depth_stands_without_the_papers_numbers(tmp_path):
     write_tables(tmp_path, params)
     frame = pd.read_csv(tmp_path / "tables" / "table5.csv")
     assert frame["layer"].tolist() == ["0", "1", "2", "3", "total"]
-    assert frame["batch_use_lr_0.003_paper"].isna().all()
-    assert frame["batch_use_lr_0.003"].notna().all()
+    assert frame["batch_use_baseline_paper"].isna().all()
+    assert frame["batch_use_baseline"].notna().all()
 
 
 def test_same_runs_same_bytes(results_dir, params, tables_dir):
@@ -122,3 +128,13 @@ def test_a_convergence_window_of_its_own(tmp_path, results_dir, params):
     np.testing.assert_allclose(
         frame["batch_use"], 100 * history.unit_use["batch_use"].mean(axis=0), rtol=1e-4
     )
+
+
+def test_two_runs_of_one_rate_have_columns_of_their_own(tmp_path, results_dir, params):
+    slow = params.runs["lr_x1of3"]
+    runs = params.runs | {"lr_x1of3": slow.model_copy(update={"config": params.defaults})}
+    (tmp_path / "runs").symlink_to(results_dir / "runs")
+    write_tables(tmp_path, params.model_copy(update={"runs": runs}))
+    frame = pd.read_csv(tmp_path / "tables" / "table5.csv")
+    assert frame["batch_use_baseline"][0] == pytest.approx(13.3, abs=0.1)
+    assert frame["batch_use_lr_x1of3"][0] == pytest.approx(37.4, abs=0.1)

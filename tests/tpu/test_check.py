@@ -1,86 +1,24 @@
-"""Which models are compiled for a TPU slice, and what is said of them."""
+"""What is said of the models that are compiled for a TPU slice."""
 
 import importlib.util
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from small_scale import small_params
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.params import load_params, parse_params
+from relu_sparsity.hardware import GIB, HARDWARE
 from relu_sparsity.tpu import check as module
 from relu_sparsity.tpu.check import ModelCheck, TpuCheck, check, topology_mesh
-from relu_sparsity.tpu.hardware import GIB, HARDWARE
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu is not installed; `make tpu-check` installs it, in .venv/libtpu",
 )
-
-
-def distinct_models(params):
-    models = module._distinct_models(params, list(params.runs.values()))
-    return {tuple(model.steps): model for model in models}
-
-
-def small_params(**model):
-    """Two layers, of matrix products that outweigh all else."""
-    document = {
-        "scale": "small",
-        "defaults": {
-            "tokenizer": {"vocab_size": 512},
-            "model": {"num_layers": 2, "emb_dim": 128, "num_heads": 2, "mlp_dim": 1024} | model,
-            "training": {"seq_len": 32, "per_device_batch_size": 2, "global_batch_size": 16},
-        },
-        "scales": {"small": {"model": {"dtype": "bfloat16", "remat": True}}},
-        "runs": {"baseline": {}, "slow": {"optimizer": {"peak_lr": 1e-3}}},
-        "branches": {"masked": {"parent": "baseline", "intervention": "mask_unused"}},
-    }
-    return parse_params(document, Path("params.yaml"))
-
-
-def test_runs_of_one_model_are_compiled_once():
-    models = distinct_models(load_params(PARAMS, "tpu"))
-    assert [list(names) for names in models] == [
-        ["baseline", "lr_x1of3", "lr_x2of3", "lr_x5of3", "round1"],
-        ["width_x1of2"],
-        ["width_x1of4"],
-        ["depth_10"],
-        ["depth_14"],
-        ["masked", "random_masked"],
-        ["round2"],
-    ]
-
-
-def test_branches_have_the_papers_widths():
-    models = distinct_models(load_params(PARAMS, "tpu"))
-    masked = models["masked", "random_masked"]
-    assert masked.mlp_dims == (4358, 25985, 23265, 23921, 28213, 31326), "Table 1"
-    assert models["round2",].mlp_dims == (7455, 24807, 22743, 24478, 27926, 32200), "Table 4"
-    assert masked.steps == {"masked": 950_000, "random_masked": 950_000}, "from the mask step on"
-    assert [kept.positions.shape for kept in masked.kept_units] == [(1, 32768)] * 6
-    assert {kept.mask for kept in masked.kept_units} == {None}, "nothing is left to mask"
-
-
-def test_without_compaction_the_whole_model_is_trained(tmp_path):
-    file = tmp_path / "params.yaml"
-    file.write_text(PARAMS.read_text().replace("compact: true", "compact: false"))
-    masked = distinct_models(load_params(file, "tpu"))["masked", "random_masked"]
-    assert masked.mlp_dims == (32768,) * 6
-    assert [kept.mask.shape for kept in masked.kept_units] == [(6, 32768)]
-
-
-def test_widths_of_another_depth_are_unknown():
-    params = small_params()
-    models = distinct_models(params)
-    assert models["masked",].mlp_dims == (1024, 1024)
-    notes = list(module._notes(list(params.runs.values())))
-    assert "masked: another number of layers than the paper's 6; all units count as used." in notes
 
 
 RESULT = TpuCheck(
@@ -128,6 +66,12 @@ def test_json_has_the_same():
     assert values["slice_hours"] == 30
     assert values["problems"] == ["deep (2 x 4096 to 16384): does not fit"]
     assert [model["hbm_used"] for model in values["models"]] == [5 * GIB, None]
+
+
+def test_other_depths_are_noted():
+    params = small_params()
+    notes = list(module._notes(list(params.runs.values())))
+    assert "masked: another number of layers than the paper's 6; all units count as used." in notes
 
 
 def test_without_libtpu_it_says_how_to_get_it(monkeypatch):

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from relu_sparsity import fingerprint
-from relu_sparsity.params import load_params
-from relu_sparsity.provenance import as_keys
+from relu_sparsity.layout import Layout
+from relu_sparsity.params_file import load_params
+from relu_sparsity.runs import resolve
 from relu_sparsity.tpu.host import serve
 from relu_sparsity.tpu.slice_job import EXPECTED, JobDescription, SliceJob
 
 ROOT = Path(__file__).parents[2]
+
+
+def baseline():
+    """What the baseline depends on."""
+    return resolve(load_params(scale="smoke"), Layout("smoke"), "baseline", 0).job.fingerprint
 
 
 @pytest.fixture
@@ -20,11 +25,11 @@ def start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    expected = fingerprint.run(load_params(scale="smoke"), "baseline", 0)
+    expected = baseline()
 
     def start(*command, wanted=None):
         job = SliceJob(tmp_path / "store" / "jobs" / "a-slice")
-        (tmp_path / EXPECTED).write_text(json.dumps(as_keys(wanted or expected)))
+        (tmp_path / EXPECTED).write_text(json.dumps((wanted or expected).as_json()))
         job.describe(
             JobDescription(
                 command=command,
@@ -64,7 +69,7 @@ def test_any_other_end_is_tried_again_but_not_forever(start):
 
 
 def test_another_run_than_the_controllers_is_refused(start, tmp_path):
-    wanted = fingerprint.run(load_params(scale="smoke"), "baseline", 0)
+    wanted = baseline()
     wanted.parameters["optimizer"]["peak_lr"] = 0.5
     state, report, log = start("params", wanted=wanted)
     assert state == "failed"

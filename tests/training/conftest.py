@@ -57,7 +57,6 @@ def make_job(config, text, tmp_path):
         fields = {
             "config": config,
             "seed": 0,
-            "mlp_dims": [config.model.mlp_dim] * config.model.num_layers,
             "train_documents": train,
             "heldout_documents": heldout,
             "tokenizer": tokenizer,

@@ -41,8 +41,8 @@ def masked_job(make_job, config, tmp_path, kept):
 def states(config, kept):
     """A train state of the whole model, filled with numbers, and the shapes of the compact one."""
     mesh = make_mesh(1)
-    whole = make_steps(config, vocab_size=VOCAB_SIZE, mlp_dims=[16, 16], mesh=mesh)
-    part = make_steps(config, vocab_size=VOCAB_SIZE, mlp_dims=kept.mlp_dims, mesh=mesh)
+    whole = make_steps(config, vocab_size=VOCAB_SIZE, mesh=mesh)
+    part = make_steps(config.with_mlp_dims(kept.mlp_dims), vocab_size=VOCAB_SIZE, mesh=mesh)
     generator = np.random.default_rng(1)
     filled = jax.tree.map(lambda leaf: generator.random(leaf.shape), whole.state)
     return filled, part.state
@@ -86,8 +86,14 @@ def test_widths_are_rounded_up_and_never_beyond_the_layer(num_kept, multiple_of,
     assert (np.delete(part.positions[0], part.units[0]) == width).all()
 
 
+def parts(state):
+    """The parameters, and the first and second moments."""
+    (adam,) = (each for each in state.opt_state if hasattr(each, "mu"))
+    return state.params, adam.mu, adam.nu
+
+
 def last_state(job, config):
-    steps = make_steps(config, vocab_size=VOCAB_SIZE, mlp_dims=job.mlp_dims, mesh=make_mesh(1))
+    steps = make_steps(config, vocab_size=VOCAB_SIZE, mesh=make_mesh(1))
     checkpoints = Checkpoints(job.checkpoints)
     restored = checkpoints.restore_latest(steps.state)
     checkpoints.close()
@@ -111,13 +117,16 @@ def test_trains_as_the_masked_whole_model_does(masked_job, config, kept, multipl
             assert not (ours.units[step][layer] & ~kept[layer] & (step >= 7)).any()
 
     after, expected = last_state(compact, config), last_state(whole, config)
-    mlp, expected_mlp = (each.params["stacks"][0]["blocks"]["mlp"] for each in (after, expected))
-    for layer, own in enumerate(kept):
-        for name, axis in (("up", 1), ("down", 0)):
-            new, old = (
-                np.moveaxis(each[name]["kernel"][layer], axis, 0) for each in (mlp, expected_mlp)
-            )
-            np.testing.assert_allclose(new[own], old[own], atol=2e-3)
+    # Parameters, and Adam's two moments of them.
+    for trained, wanted in zip(parts(after), parts(expected), strict=True):
+        mlp, wanted_mlp = (each["stacks"][0]["blocks"]["mlp"] for each in (trained, wanted))
+        for layer, own in enumerate(kept):
+            for name, leaf, axis in (("up", "kernel", 1), ("up", "bias", 0), ("down", "kernel", 0)):
+                new, old = (
+                    np.moveaxis(each[name][leaf][layer], axis, 0) for each in (mlp, wanted_mlp)
+                )
+                np.testing.assert_allclose(new[own], old[own], atol=2e-3)
+                assert np.abs(new[own]).max() > 0
     np.testing.assert_allclose(
         after.params["embed"]["embedding"], expected.params["embed"]["embedding"], atol=2e-3
     )
@@ -126,7 +135,7 @@ def test_trains_as_the_masked_whole_model_does(masked_job, config, kept, multipl
 def test_masked_units_stay_as_they_were_at_the_mask_step(masked_job, config, kept):
     job = masked_job("compact")
     folder, step = job.start
-    steps = make_steps(config, vocab_size=VOCAB_SIZE, mlp_dims=job.mlp_dims, mesh=make_mesh(1))
+    steps = make_steps(config, vocab_size=VOCAB_SIZE, mesh=make_mesh(1))
     parents = Checkpoints(folder / "checkpoint")
     before = jax.device_get(parents.restore(step, steps.state).state)
     parents.close()

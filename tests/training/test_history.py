@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 
-from relu_sparsity.sparsity import METRICS
+from relu_sparsity.metrics import METRICS
 from relu_sparsity.training.history import History, read_units
 
 

@@ -12,6 +12,7 @@ import pytest
 from relu_sparsity.data.pipeline import train_batches
 from relu_sparsity.errors import Interrupted, UserError
 from relu_sparsity.interventions import unused_mask
+from relu_sparsity.training import checkpoints as checkpoint_module
 from relu_sparsity.training import loop
 from relu_sparsity.training.history import read_units
 from relu_sparsity.training.loop import train
@@ -124,6 +125,52 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     assert list((job.checkpoints.parent / "damaged").iterdir())
 
 
+def test_a_checkpoint_of_other_numbers_than_were_saved_is_damaged(
+    make_job, written, stop_after, monkeypatch, caplog
+):
+    """Whole files with a wrong number in them: only the digest tells."""
+    expected = written(train(make_job("whole"), num_devices=1))
+    job = make_job("changed")
+    stop_after(9)
+    with pytest.raises(Interrupted):
+        train(job, num_devices=1)
+    monkeypatch.undo()
+    checkpoints = loop.Checkpoints(job.checkpoints)
+    steps = loop.make_steps(job.config, vocab_size=400, mesh=loop.make_mesh(1))
+    good = checkpoints.restore(9, steps.state)
+    digest = checkpoint_module._content(good)
+    changed = good._replace(state=loop.jax.tree.map(lambda leaf: leaf + 1, good.state))
+    monkeypatch.setattr(checkpoint_module, "_content", lambda checkpoint: digest)
+    (job.checkpoints / "9").rename(job.checkpoints.parent / "before")
+    checkpoints.close()
+    checkpoints = loop.Checkpoints(job.checkpoints)
+    checkpoints.save(changed)
+    checkpoints.close()
+    monkeypatch.undo()
+    with caplog.at_level(logging.INFO):
+        assert written(train(job, num_devices=1)) == expected
+    assert "its SHA-256 is not that of what was saved" in caplog.text
+    assert "resumes at step 8 of 14" in caplog.text
+
+
+def test_a_run_that_goes_on_from_another_kind_of_device_says_so(make_job, tmp_path, caplog):
+    branch = tmp_path / "branch"
+    train(make_job("parent", branches={7: branch}), until=7, num_devices=1)
+    assert loop.device_kind_of(branch) == "cpu"
+    (branch / "device_kind.txt").write_text("TPU v2\n")
+    masks = unused_mask(read_units(branch / "units.npz", 7))
+    with caplog.at_level(logging.WARNING):
+        train(make_job("masked", start=(branch, 7), unit_masks=masks), num_devices=1)
+    assert "goes on at step 7, on cpu, from what its parent has become on TPU v2" in caplog.text
+
+
+@pytest.mark.parametrize("step", [6, 7])
+def test_a_branch_changes_no_bit_of_the_run_that_it_leaves(make_job, written, tmp_path, step):
+    alone = written(train(make_job("alone"), num_devices=1))
+    left = train(make_job("left", branches={step: tmp_path / "branch"}), num_devices=1)
+    assert written(left) == alone
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(make_job, config):
     diverging = change(config, "optimizer", peak_lr=1e30)
     job = make_job(config=change(diverging, "training", checkpoint_every_steps=1))
@@ -134,7 +181,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(make
     steps = loop.make_steps(
         job.config,
         vocab_size=job.tokenizer.vocab_size,
-        mlp_dims=job.mlp_dims,
         mesh=loop.make_mesh(1),
     )
     last = checkpoints.restore(checkpoints.steps()[-1], steps.init(0))
@@ -249,7 +295,7 @@ def test_losses_are_those_of_a_plain_optax_loop(make_job, config):
 def test_the_training_code_imports_what_costs_only_where_it_is_used():
     unused = {"tensorflow_datasets", "tensorflow", "matplotlib", "pandas", "gcsfs", "snakemake"}
     code = (
-        "import sys, relu_sparsity.cli, relu_sparsity.jobs, relu_sparsity.training.loop\n"
+        "import sys, relu_sparsity.cli, relu_sparsity.jobs, relu_sparsity.training.run\n"
         f"print(sorted({unused} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

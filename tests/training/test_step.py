@@ -63,8 +63,25 @@ def test_an_update_is_optax_adamws():
         np.testing.assert_allclose(params["kernel"], expected["kernel"], rtol=1e-6)
 
 
+def test_gradients_are_clipped_by_their_global_norm():
+    ours = OptimizerParams(grad_clip_norm=0.5)
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    direction = adamw_direction(ours)
+    plain = adamw_direction(OptimizerParams())
+    state, plain_state = direction.init(params), plain.init(params)
+    # Adam's first update hides a factor of the gradients; those that follow do not.
+    for size in (0.1, 3.0, 0.2):
+        grads = {"a": jnp.full(3, size), "b": jnp.full(2, -size)}
+        norm = float(optax.global_norm(grads))
+        clipped = jax.tree.map(lambda leaf, norm=norm: leaf * min(1.0, 0.5 / norm), grads)
+        updates, state = direction.update(grads, state, params)
+        expected, plain_state = plain.update(clipped, plain_state, params)
+        np.testing.assert_allclose(updates["a"], expected["a"], rtol=1e-6)
+        np.testing.assert_allclose(updates["b"], expected["b"], rtol=1e-6)
+
+
 def test_measuring_changes_nothing_of_the_update(config):
-    steps = make_steps(config, vocab_size=400, mlp_dims=[16, 16], mesh=make_mesh(1))
+    steps = make_steps(config, vocab_size=400, mesh=make_mesh(1))
     rows = np.random.default_rng(0).integers(0, 400, (8, 17)).astype(np.int32)
     plain, plain_output = steps.train(steps.init(0), rows, np.float32(0.01), None)
     measured, output = steps.train_and_measure(steps.init(0), rows, np.float32(0.01), None)
@@ -99,11 +116,10 @@ def test_the_units_use_is_that_of_the_models_activations(config, num_devices, re
     generator = np.random.default_rng(0)
     part = Compaction([generator.random(16) < share for share in kept_share], multiple_of=4)
     config = config.model_copy(update={"model": config.model.model_copy(update={"remat": remat})})
-    steps = make_steps(config, vocab_size=400, mlp_dims=part.mlp_dims, mesh=make_mesh(num_devices))
+    config = config.with_mlp_dims(part.mlp_dims)
+    steps = make_steps(config, vocab_size=400, mesh=make_mesh(num_devices))
     tokens = generator.integers(0, 400, (8, 17)).astype(np.int32)
-    model = Transformer(
-        config.model, vocab_size=400, max_len=16, mlp_dims=part.mlp_dims, rngs=nnx.Rngs(0)
-    )
+    model = Transformer(config.model, vocab_size=400, max_len=16, rngs=nnx.Rngs(0))
     nnx.update(model, jax.device_get(steps.init(3).params))
     activations = list(hidden_activations(model, tokens[:, :-1], part.unit_masks))
 
@@ -124,7 +140,7 @@ def test_the_units_use_is_that_of_the_models_activations(config, num_devices, re
 
 
 def test_the_seed_decides_the_initial_parameters(config):
-    steps = make_steps(config, vocab_size=400, mlp_dims=[16, 16], mesh=make_mesh(1))
+    steps = make_steps(config, vocab_size=400, mesh=make_mesh(1))
     leaves = [jax.tree.leaves(steps.init(seed).params) for seed in (0, 0, 1)]
     assert all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[1], strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
@@ -135,7 +151,7 @@ def test_mlp_kernels_are_lecun_normal():
     from relu_sparsity.params import ModelParams, RunConfig
 
     config = RunConfig(model=ModelParams(num_layers=1, emb_dim=64, num_heads=2, mlp_dim=4096))
-    steps = make_steps(config, vocab_size=400, mlp_dims=[4096], mesh=make_mesh(1))
+    steps = make_steps(config, vocab_size=400, mesh=make_mesh(1))
     mlp = steps.init(0).params["stacks"][0]["blocks"]["mlp"]
     np.testing.assert_allclose(np.std(mlp["up"]["kernel"]), 64**-0.5, rtol=0.02)
     np.testing.assert_allclose(np.std(mlp["down"]["kernel"]), 4096**-0.5, rtol=0.02)

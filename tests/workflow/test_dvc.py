@@ -10,9 +10,9 @@ import time
 import pytest
 import yaml
 
+from relu_sparsity.jobs import job_table
 from relu_sparsity.layout import Layout
-from relu_sparsity.params import load_params
-from relu_sparsity.workflow import all_jobs
+from relu_sparsity.params_file import load_params
 
 # Long enough to be caught in the middle.
 LONGER = {"training": {"num_steps": "x20"}}
@@ -67,7 +67,10 @@ def test_an_edit_retrains_that_run_and_a_checkout_brings_the_old_results_back(ve
     assert new.startswith("lr_x1of3/seed0/")
     after = project.result_bytes()
     changed = {name for name in results if results[name] != after[name]}
-    allowed = r"runs/lr_x1of3/|tables/table5|figures/fig(29|30|31)|claims|report|metrics"
+    allowed = (
+        r"runs/lr_x1of3/|tables/(made_from/)?table5|figures/(made_from/)?fig(29|30|31)"
+        r"|(made_from/)?(claims|report|metrics)"
+    )
     assert [name for name in changed if not re.match(allowed, name)] == []
     assert {"tables/table5.csv", "figures/fig29.svg", "metrics.yaml"} <= changed
     assert project.planned() == {}
@@ -92,6 +95,13 @@ def reproduce_longer(project):
     project.run("dvc", "repro")
 
 
+def wait_for_the_middle(project, process):
+    """Until the longer run has a checkpoint past its hundredth step."""
+    while not list(project.folder.glob("store/runs/smoke/lr_x1of3/seed0/*/checkpoints/[1-9]??")):
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("whole_group", [True, False])
 def test_killed_in_the_middle_of_a_run_repro_goes_on_with_it(
     versioned, uninterrupted, tmp_path, whole_group
@@ -100,10 +110,7 @@ def test_killed_in_the_middle_of_a_run_repro_goes_on_with_it(
     killed.edit(lambda document: document["runs"]["lr_x1of3"].update(LONGER))
     before = trained_runs(killed)
     process = killed.start("dvc", "repro")
-    in_the_middle = "store/runs/smoke/lr_x1of3/seed0/*/checkpoints/[1-9]??"
-    while not list(killed.folder.glob(in_the_middle)):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for_the_middle(killed, process)
     if whole_group:
         os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -144,28 +151,78 @@ def test_stages_have_the_outputs_of_snakemakes_jobs(versioned, tmp_path, monkeyp
     listed = json.loads(project.run("dvc", "ls", ".", "--dvc-only", "--recursive", "--json"))
     by_dvc = {entry["path"] for entry in listed}
     params = load_params()
-    by_snakemake = {
-        str(path) for job in all_jobs(params, Layout(params.scale)) for path in job.outputs
-    }
+    table = job_table(params, Layout(params.scale))
+    by_snakemake = {str(path) for job in table.values() for path in job.files_written}
     assert by_dvc == by_snakemake
 
 
-def test_stages_depend_on_the_modules_of_the_fingerprints(fresh):
-    from relu_sparsity import fingerprint
-
+def test_stages_depend_on_the_code_and_have_the_names_of_the_jobs(fresh, monkeypatch):
+    monkeypatch.chdir(fresh.folder)
     stages = yaml.safe_load((fresh.folder / "dvc.yaml").read_text())["stages"]
-    needed = {
-        "text": (*fingerprint.DATA_MODULES, *fingerprint.TOKENIZER_MODULES),
-        "run": (*fingerprint.TRAINING_MODULES, *fingerprint.EXTRACT_MODULES),
-        "branch": (*fingerprint.TRAINING_MODULES, *fingerprint.EXTRACT_MODULES),
-        "tables": (*fingerprint.PAPER_MODULES["tables"], *fingerprint.PAPER_MODULES["pruning"]),
-        "figures": fingerprint.PAPER_MODULES["figures"],
-        "claims": fingerprint.PAPER_MODULES["claims"],
-        "report": fingerprint.PAPER_MODULES["report"],
-    }
-    assert set(stages) == set(needed)
-    for stage, modules in needed.items():
-        deps = stages[stage].get("do", stages[stage])["deps"]
-        for module in modules:
-            path = f"src/relu_sparsity/{module}"
-            assert any(path == dep or path.startswith(f"{dep}/") for dep in deps), (stage, module)
+    params = load_params()
+    table = job_table(params, Layout(params.scale))
+    assert {job.stage.partition("@")[0] for job in table.values()} == set(stages)
+    for job in table.values():
+        stage = stages[job.stage.partition("@")[0]]
+        deps = stage.get("do", stage)["deps"]
+        for name in job.fingerprint.code:
+            path = name if "workflow/" in name else f"src/relu_sparsity/{name}"
+            assert any(path == dep or path.startswith(f"{dep}/") for dep in deps), (job.name, path)
+        # A result may be the same, and made from something else.
+        for before in (table[name] for name in job.after):
+            run = before.arguments.get("run")
+            if before.stage != job.stage:
+                record = str(before.record).replace("results/smoke/", "results/${scale}/")
+                named = {
+                    dep.replace("${key}", str(job.arguments.get("run"))).replace(
+                        "${item.parent}", str(run)
+                    )
+                    for dep in deps
+                }
+                assert any(record == dep or record.startswith(f"{dep}/") for dep in named), (
+                    job.name,
+                    record,
+                )
+
+
+def changed_stages(project):
+    return set(json.loads(project.run("dvc", "status", "--json")))
+
+
+def test_a_part_of_the_workflow_leaves_the_rest_stale_for_dvc(versioned, tmp_path):
+    project = versioned.copy(tmp_path / "project")
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    project.snakemake("run_lr_x1of3")
+    assert project.planned()
+    changed = changed_stages(project)
+    assert {"tables", "figures", "claims"} <= changed
+    assert not any("lr_x1of3" in stage for stage in changed), "it is current, and recorded"
+    project.run("dvc", "repro")
+    assert "up to date" in project.run("dvc", "status")
+    assert project.planned() == {}
+
+
+def test_a_workflow_that_fails_leaves_what_it_did_not_make_stale_for_dvc(versioned, tmp_path):
+    project = versioned.copy(tmp_path / "project")
+
+    def diverge_in_one_and_change_another(document):
+        document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e30)
+        document["runs"]["lr_x2of3"]["optimizer"].update(peak_lr=1e-4)
+
+    project.edit(diverge_in_one_and_change_another)
+    project.snakemake("--keep-going", status=1)
+    changed = changed_stages(project)
+    assert {"run@lr_x1of3", "tables", "claims", "report"} <= changed
+    assert "run@lr_x2of3" not in changed
+
+
+def test_an_edit_during_a_workflow_is_not_taken_for_what_it_made(versioned, tmp_path):
+    project = versioned.copy(tmp_path / "project")
+    project.edit(lambda document: document["runs"]["lr_x1of3"].update(LONGER))
+    process = project.start("snakemake", "--cores", "2", "run_lr_x1of3")
+    wait_for_the_middle(project, process)
+    project.edit(lambda document: document["runs"]["depth_10"]["model"].update(num_layers=3))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "run@depth_10" in changed_stages(project)
+    assert project.trained() == {"depth_10"}

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from importlib import metadata
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_names_the_parameter_and_just_the_jobs_that_snakemake_would_run(project)
     assert train["cost"]["steps"] == 24
     assert train["cost"]["tokens"] == 24 * 4 * 16
     assert planned["extract/lr_x1of3/seed0"]["reasons"] == [
-        "made from other results: lr_x1of3 seed 0"
+        "made from other results: train/lr_x1of3/seed0"
     ]
     by_rule = Counter(name.split("/")[0] for name in planned)
     by_snakemake = project.planned()
@@ -69,7 +70,7 @@ def test_names_the_module_and_the_parent(project):
     assert planned["train/baseline/seed0"]["reasons"] == ["the code changed: model.py"]
     assert planned["train/masked/seed0"]["reasons"] == [
         "the code changed: model.py",
-        "made from other results: baseline seed 0",
+        "made from other results: mask/masked/seed0",
     ]
     assert len([name for name in planned if name.startswith("train/")]) == 12
 
@@ -88,7 +89,7 @@ def test_tells_what_is_missing_resumed_exported_or_trained_again(project):
     assert planned["train/depth_10/seed0"]["reasons"] == [
         "results/smoke/runs/depth_10/seed0/unit_use.csv: is missing"
     ]
-    again = planned["intervention/masked/seed0"]
+    again = planned["mask/masked/seed0"]
     assert again["action"].startswith("train baseline to step 12 again")
     assert again["cost"]["steps"] == 12
     assert planned["train/masked/seed0"]["action"] == "resume at step 24"
@@ -102,7 +103,7 @@ def test_a_run_from_elsewhere_is_taken_over_if_it_is_the_same(finished, fresh, t
     assert trained.read_bytes() == (run / "run.json").read_bytes()
     planned = jobs(here)["train/lr_x1of3/seed0"]
     assert planned["action"] == "export from the store"
-    assert planned["reasons"] == ["after text"]
+    assert planned["reasons"] == ["after tokenizer, data"]
     assert len(list((here.folder / "store/runs/smoke/lr_x1of3/seed0").iterdir())) == 1
 
 
@@ -139,3 +140,37 @@ def test_results_without_a_store_are_kept_before_others_take_their_place(project
     assert "lr_x1of3/seed0: optimizer.peak_lr: " in output
     kept = list((project.folder / "store/runs/smoke/lr_x1of3/seed0").glob("*/finished"))
     assert len(kept) == 2
+
+
+def test_names_the_package_that_changed_and_accepts_the_results_if_asked_to(project):
+    """As after an upgrade: the environment has another version than what made the results."""
+    fingerprint = project.folder / "src/relu_sparsity/fingerprint.py"
+    source = fingerprint.read_text()
+    upgraded = 'return "99.0" if package == "optax" else metadata.version(package)'
+    fingerprint.write_text(source.replace("return metadata.version(package)", upgraded))
+    planned = jobs(project)
+    version = re.escape(metadata.version("optax"))
+    (reason,) = planned["train/baseline/seed0"]["reasons"]
+    assert re.fullmatch(rf'the package optax: "{version}" -> "99.0"', reason)
+    assert len([name for name in planned if name.startswith("train/")]) == 12
+    assert len(project.trained()) == 12
+
+    before = project.result_bytes()
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    accepted = json.loads(project.run("relu_sparsity.cli", "accept", "--json"))
+    assert accepted["train/baseline/seed0"] == {"optax": metadata.version("optax")}
+    assert "train/lr_x1of3/seed0" not in accepted, "its parameters have changed too"
+    assert "table/table5" not in accepted
+    assert project.trained() == {"lr_x1of3"}
+    run = json.loads((project.results / "runs/baseline/seed0/run.json").read_text())
+    assert run["accepted"][0]["optax"] == metadata.version("optax")
+    after = project.result_bytes()
+    changed = {name for name in before if before[name] != after[name]}
+    assert all(name.endswith("run.json") or "made_from" in name for name in changed)
+    # Nothing is trained again for a mask at the same step, or when results are lost.
+    (project.results / "runs/masked/seed0/mask.npz").unlink()
+    shutil.rmtree(project.results / "runs/masked/seed0/made_from")
+    (project.results / "runs/baseline/seed0/unit_use.csv").unlink()
+    actions = {name: job["action"] for name, job in jobs(project).items()}
+    assert actions["train/baseline/seed0"] == "export from the store"
+    assert actions["mask/masked/seed0"] == "make"

@@ -1,25 +1,33 @@
 import os
 import signal
+import sys
 from pathlib import Path
 
+from snakemake.settings.enums import RerunTrigger
+
 from relu_sparsity.errors import UserError
-from relu_sparsity.fingerprint import pruning_runs
+from relu_sparsity.jobs import job_table
 from relu_sparsity.layout import RUN_FILES, Layout
-from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLE_RUNS, TABLES
-from relu_sparsity.params import MASKS, load_params
+from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLES
+from relu_sparsity.params import MASKS
+from relu_sparsity.params_file import load_params
 from relu_sparsity.processes import stop_with_parent, use_huge_pages
 from relu_sparsity.tpu.launcher import require_setup
 from relu_sparsity.tpu.slices import load_slice_params
 from relu_sparsity.workflow import (
     call_this_environment,
     hold_workflow_lock,
+    is_dry_run,
     keep_trained_runs,
-    record_in_dvc,
+    record_in_dvc_now,
     write_stamps,
 )
 
 call_this_environment()
 use_huge_pages()
+# As `--rerun-triggers mtime`, which a Snakefile cannot say: stamps tell what is stale. A job that ran
+# because a rule's text changed would hide from Snakemake that later ones are stale by their stamps.
+type(workflow).rerun_triggers = property(lambda _: {RerunTrigger.MTIME})
 if "DVC_ROOT" in os.environ:
     # A killed `dvc repro` leaves nothing running, so that the next one can go on.
     stop_with_parent(signal.SIGKILL)
@@ -28,8 +36,13 @@ SLICES = config.get("slices")
 try:
     PARAMS = load_params(Path("params.yaml"), config.get("scale"))
     LAYOUT = Layout(PARAMS.scale)
-    WORKFLOW_LOCK = hold_workflow_lock()
-    write_stamps(PARAMS, LAYOUT)
+    # A dry run changes nothing but stamps.
+    WORKFLOW_LOCK = None if is_dry_run(sys.argv) else hold_workflow_lock()
+    JOBS = job_table(PARAMS, LAYOUT)
+    LAYOUT, TO_RUN = write_stamps(JOBS, LAYOUT)
+    if "--report" in sys.argv:
+        # Its graph of rules is the same, whatever is stale.
+        TO_RUN = set()
     SLICE_PARAMS = load_slice_params(Path(SLICES)) if SLICES else None
 except UserError as error:
     raise WorkflowError(str(error))
@@ -56,52 +69,54 @@ def training_command(wildcards, threads, resources):
     return "relu-sparsity"
 
 
-def run_files(runs):
-    """The result files of all seeds of some runs."""
+def results_for(name):
+    """The records of the results that a job reads, written after them.
+
+    The times of those that are current say nothing: the job's stamp tells whether it is stale.
+    """
     return [
-        LAYOUT.run(run, seed) / name
-        for run, seed in PARAMS.jobs()
-        if run in runs
-        for name in (*RUN_FILES, "metrics.json")
+        JOBS[before].record if before in TO_RUN else ancient(JOBS[before].record)
+        for before in JOBS[name].after
     ]
 
 
-def mask_files(runs):
-    """The masks of all seeds of those of some runs that have one."""
-    return [
-        LAYOUT.mask(run, seed)
-        for run, seed in PARAMS.jobs()
-        if run in runs and PARAMS.runs[run].intervention in MASKS
-    ]
+def results_for_training(wildcards):
+    """The text, and the mask or the widths of a run that has them."""
+    return results_for(f"train/{wildcards.run}/seed{wildcards.seed}")
 
 
-def intervention_of_run(wildcards):
-    """The mask or the widths that a run is trained with, if it has any."""
-    intervention = PARAMS.runs[wildcards.run].intervention
-    if intervention in MASKS:
-        return LAYOUT.mask(wildcards.run, wildcards.seed)
-    if intervention == "used_widths":
-        return LAYOUT.widths(wildcards.run, wildcards.seed)
-    return []
+def parent_of_masked(wildcards):
+    """The trained run that a mask is taken of."""
+    return results_for(f"mask/{wildcards.run}/seed{wildcards.seed}")
 
 
-def parent_of_run(wildcards):
-    """The trained run that a run branches off."""
-    return LAYOUT.run(PARAMS.runs[wildcards.run].parent, wildcards.seed) / "run.json"
+def parent_of_round2(wildcards):
+    """The trained run that decides a run's widths."""
+    return results_for(f"widths/{wildcards.run}/seed{wildcards.seed}")
+
+
+def trained_run(wildcards):
+    """The results of a run."""
+    return results_for(f"extract/{wildcards.run}/seed{wildcards.seed}")
 
 
 def runs_of_table(wildcards):
-    """The results that a table shows."""
-    return run_files(TABLE_RUNS[wildcards.table])
+    """The metrics of the runs that a table shows."""
+    return results_for(f"table/{wildcards.table}")
+
+
+def runs_of_figure(wildcards):
+    """The metrics of the runs that a figure shows."""
+    return results_for(f"figure/{wildcards.figure}")
+
+
+def metrics_of_run(name):
+    """The metrics of all seeds of a run."""
+    return [LAYOUT.run(name, seed) / "metrics.json" for seed in PARAMS.runs[name].seeds]
 
 
 def labels_of_table(wildcards):
     return {"table": wildcards.table.removeprefix("table"), "shows": TABLES[wildcards.table]}
-
-
-def runs_of_figure(wildcards):
-    """The results that a figure shows."""
-    return run_files(FIGURES[wildcards.figure].runs)
 
 
 def caption_of_figure(wildcards):

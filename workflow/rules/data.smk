@@ -1,8 +1,9 @@
 rule tokenizer:
     input:
-        LAYOUT.stamp("text"),
+        LAYOUT.stamp("tokenizer"),
     output:
         LAYOUT.tokenizer,
+        LAYOUT.record(LAYOUT.tokenizer),
     log:
         LAYOUT.log("tokenizer"),
     benchmark:
@@ -17,10 +18,11 @@ rule tokenizer:
 
 rule data:
     input:
-        stamp=LAYOUT.stamp("text"),
-        tokenizer=LAYOUT.tokenizer,
+        stamp=LAYOUT.stamp("data"),
+        tokenizer=results_for("data"),
     output:
         LAYOUT.manifest,
+        LAYOUT.record(LAYOUT.manifest),
     log:
         LAYOUT.log("data"),
     params:

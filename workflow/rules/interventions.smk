@@ -1,9 +1,10 @@
 rule mask:
     input:
-        stamp=LAYOUT.stamp("intervention/{run}/seed{seed}"),
-        parent=parent_of_run,
+        stamp=LAYOUT.stamp("mask/{run}/seed{seed}"),
+        parent=parent_of_masked,
     output:
         LAYOUT.mask("{run}", "{seed}"),
+        LAYOUT.record(LAYOUT.mask("{run}", "{seed}")),
     log:
         LAYOUT.log("mask/{run}.seed{seed}"),
     threads: PARAMS.resources.threads
@@ -21,10 +22,11 @@ rule mask:
 
 rule widths:
     input:
-        stamp=LAYOUT.stamp("intervention/{run}/seed{seed}"),
-        parent=parent_of_run,
+        stamp=LAYOUT.stamp("widths/{run}/seed{seed}"),
+        parent=parent_of_round2,
     output:
         LAYOUT.widths("{run}", "{seed}"),
+        LAYOUT.record(LAYOUT.widths("{run}", "{seed}")),
     log:
         LAYOUT.log("widths/{run}.seed{seed}"),
     params:

@@ -10,6 +10,7 @@ rule table:
             labels=labels_of_table,
         ),
         [path for path in LAYOUT.table("{table}") if path.suffix != ".csv"],
+        LAYOUT.record(LAYOUT.table("{table}")[0]),
     log:
         LAYOUT.log("tables/{table}"),
     params:
@@ -31,6 +32,7 @@ rule figure:
             category=category_of_figure,
             labels=labels_of_figure,
         ),
+        LAYOUT.record(LAYOUT.figure("{figure}")),
     log:
         LAYOUT.log("figures/{figure}"),
     params:
@@ -45,10 +47,10 @@ rule figure:
 rule claims:
     input:
         stamp=LAYOUT.stamp("claims"),
-        runs=run_files(PARAMS.runs),
-        masks=mask_files(PARAMS.runs),
+        runs_and_masks=results_for("claims"),
     output:
         LAYOUT.claims,
+        LAYOUT.record(LAYOUT.claims[0]),
     log:
         LAYOUT.log("claims"),
     params:
@@ -62,10 +64,10 @@ rule claims:
 rule summary:
     input:
         stamp=LAYOUT.stamp("summary"),
-        claims=LAYOUT.results / "claims.json",
-        runs=run_files(PARAMS.runs),
+        claims_and_runs=results_for("summary"),
     output:
         LAYOUT.summary,
+        LAYOUT.record(LAYOUT.summary),
     log:
         LAYOUT.log("summary"),
     params:
@@ -79,8 +81,7 @@ rule summary:
 rule pruning:
     input:
         stamp=LAYOUT.stamp(PRUNING),
-        runs=run_files(pruning_runs(PARAMS)),
-        masks=mask_files(pruning_runs(PARAMS)),
+        runs=results_for(PRUNING),
     output:
         report(
             LAYOUT.results / "tables" / f"{PRUNING}.csv",
@@ -88,7 +89,8 @@ rule pruning:
             category="Tables",
             labels={"table": "pruning", "shows": "What leaving masked units out saves"},
         ),
-        [path for path in LAYOUT.pruning if path.suffix != ".csv"],
+        [path for path in LAYOUT.table(PRUNING) if path.suffix != ".csv"],
+        LAYOUT.record(LAYOUT.table(PRUNING)[0]),
     log:
         LAYOUT.log("pruning"),
     params:
@@ -101,7 +103,7 @@ rule pruning:
 
 rule tables:
     input:
-        LAYOUT.pruning,
+        LAYOUT.table(PRUNING),
         expand(LAYOUT.results / "tables" / "{table}.csv", table=TABLES),
 
 
@@ -113,11 +115,10 @@ rule figures:
 rule report:
     input:
         stamp=LAYOUT.stamp("report"),
-        claims=rules.claims.output,
-        tables=expand(LAYOUT.results / "tables" / "{table}.csv", table=[*TABLES, PRUNING]),
-        figures=expand(LAYOUT.figure("{figure}"), figure=FIGURES),
+        claims_tables_figures=results_for("report"),
     output:
         LAYOUT.report,
+        LAYOUT.record(LAYOUT.report),
     log:
         LAYOUT.log("report"),
     params:

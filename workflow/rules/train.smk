@@ -1,9 +1,7 @@
 rule train:
     input:
         stamp=LAYOUT.stamp("train/{run}/seed{seed}"),
-        manifest=LAYOUT.manifest,
-        tokenizer=LAYOUT.tokenizer,
-        intervention=intervention_of_run,
+        text_and_intervention=results_for_training,
     output:
         [RUN / name for name in RUN_FILES],
     log:
@@ -26,9 +24,10 @@ rule train:
 rule extract:
     input:
         stamp=LAYOUT.stamp("extract/{run}/seed{seed}"),
-        run=[RUN / name for name in RUN_FILES],
+        run=trained_run,
     output:
         RUN / "metrics.json",
+        LAYOUT.record(RUN / "metrics.json"),
     log:
         LAYOUT.log("extract/{run}.seed{seed}"),
     params:
@@ -46,4 +45,4 @@ for name in PARAMS.runs:
         name:
             f"run_{name}"
         input:
-            run_files([name]),
+            metrics_of_run(name),

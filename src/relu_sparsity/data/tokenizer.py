@@ -1,11 +1,13 @@
 """The SentencePiece vocabulary: trained on the documents, or given as a model file."""
 
+import functools
 import hashlib
 import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -13,7 +15,8 @@ from etils import epath
 from jaxtyping import Int32
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import atomic_write
+from relu_sparsity.files import atomic_write, is_remote
+from relu_sparsity.params import TokenizerParams
 
 # The ids of T5's C4 vocabulary, so that it can take the place of a trained one.
 PAD_ID, EOS_ID, UNK_ID, NO_BOS = 0, 1, 2, -1
@@ -161,3 +164,25 @@ def _vocabulary_error(error: RuntimeError, vocab_size: int) -> UserError:
             f"({message}); allowed: text with words in it"
         )
     return UserError(f"tokenizer.vocab_size: {vocab_size} does not fit; allowed: {allowed}")
+
+
+@functools.cache
+def tokenizer_identity(params: TokenizerParams) -> dict[str, Any]:
+    """All that decides a tokenizer's bytes beside the text, in values that JSON knows.
+
+    Raises:
+      UserError: The given model cannot be read.
+    """
+    if params.model is None:
+        return {"vocab_size": params.vocab_size, "train_documents": params.train_documents}
+    path = epath.Path(params.model)
+    try:
+        content = path.read_bytes()
+    except Exception as error:
+        # Every kind of bucket fails with errors of its own.
+        reason = f" ({error})" if is_remote(path) else ""
+        raise UserError(
+            f"tokenizer.model: {params.model}: no such file{reason}; allowed: a SentencePiece "
+            "model, or null to train one"
+        ) from None
+    return {"model": hashlib.sha256(content).hexdigest()}

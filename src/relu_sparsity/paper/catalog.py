@@ -6,9 +6,6 @@ The workflow's rules are made from this module, so it imports the standard libra
 from dataclasses import dataclass
 from typing import Literal
 
-TABLE_FORMATS = ("csv", "md", "tex")
-CLAIM_FORMATS = ("json", "md", "rst")
-
 TABLES = {
     "table1": "Hidden units used per token, sequence and batch at convergence",
     "table2": "Hidden units turned on and off over training",

@@ -1,234 +1,297 @@
-"""The verdict on each of the paper's claims, with its numbers."""
+"""The paper's 27 claims: a row for each, with the rule that decides it."""
 
-import json
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import yaml
-
-from relu_sparsity.files import write_json, write_text
-from relu_sparsity.paper.catalog import CLAIM_FORMATS
-from relu_sparsity.paper.evidence import MeasuredResults, PublishedResults, UndecidableError
-from relu_sparsity.paper.history import load_runs
-from relu_sparsity.paper.published import published
-from relu_sparsity.paper.rules import CLAIMS, DRIFT, Claim
-
-if TYPE_CHECKING:
-    from relu_sparsity.params import Params
-
-Verdict = Literal["reproduced", "not reproduced", "not decidable"]
-VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "not decidable")
+from relu_sparsity.paper import rules
+from relu_sparsity.paper.catalog import DEPTHS, LEARNING_RATES, WIDTHS
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A claim's verdict at a scale.
+class Claim:
+    """One claim of the paper.
 
     Attributes:
-      claim: The claim.
-      verdict: One of `VERDICTS`.
-      reason: Why it is not decidable; empty otherwise.
-      evidence: The numbers. Use is in percent, accuracy in 0 to 1, loss in nats per token.
-      paper: The same numbers of the paper's tables, and what its text says.
-      holds_in_paper: The verdict of the same rule on Tables 1-5, where they are enough.
+      number: Its number here.
+      source: Where the paper makes it.
+      statement: What it says.
+      rule: What decides it.
+      decide: The rule as a function of the results.
+      runs: The runs that it needs.
+      converged: Whether these runs must have converged.
+      in_tables: Whether the rule can be run on Tables 1-5.
+      remark: What is to know beside the verdict.
     """
 
-    claim: Claim
-    verdict: Verdict
-    reason: str
-    evidence: dict[str, Any]
-    paper: dict[str, Any] = field(default_factory=dict)
-    holds_in_paper: Verdict | None = None
+    number: int
+    source: str
+    statement: str
+    rule: str
+    decide: Callable[[Any], rules.Finding]
+    runs: tuple[str, ...] = ("baseline",)
+    converged: bool = True
+    in_tables: bool = False
+    remark: str = ""
 
 
-def decide_claims(results: MeasuredResults) -> list[Decision]:
-    """Decides all claims. What is missing makes a claim not decidable, and never fails."""
-    return [_decide(claim, results) for claim in CLAIMS]
+_ROUNDS = ("round1", "round2")
 
-
-def write_claims(results_dir: Path, params: "Params") -> list[Path]:
-    """Decides all claims and writes claims.json, claims.md and claims.rst.
-
-    Raises:
-      UserError: The results of a run or a mask are incomplete or malformed.
-    """
-    runs = load_runs(results_dir, {name: run.seeds for name, run in params.runs.items()})
-    decisions = decide_claims(MeasuredResults(runs, params, results_dir))
-    paths = {suffix: results_dir / f"claims.{suffix}" for suffix in CLAIM_FORMATS}
-    write_json(paths["json"], claims_json(decisions, params.scale))
-    write_text(paths["md"], claims_markdown(decisions, params.scale))
-    write_text(paths["rst"], claims_rst(decisions))
-    return list(paths.values())
-
-
-def count_verdicts(decisions: list[Decision]) -> dict[Verdict, int]:
-    """How many claims have each verdict."""
-    counts = Counter(each.verdict for each in decisions)
-    return {verdict: counts[verdict] for verdict in VERDICTS}
-
-
-def claims_json(decisions: list[Decision], scale: str) -> dict[str, Any]:
-    """All that is known about the claims, for programs."""
-    return {
-        "scale": scale,
-        "counts": count_verdicts(decisions),
-        "claims": [
-            {
-                "number": each.claim.number,
-                "source": each.claim.source,
-                "statement": each.claim.statement,
-                "rule": each.claim.rule,
-                "remark": each.claim.remark,
-                "verdict": each.verdict,
-                "reason": each.reason,
-                "evidence": each.evidence,
-                "paper": each.paper,
-                "holds_in_paper": each.holds_in_paper,
-            }
-            for each in decisions
-        ],
-    }
-
-
-def claims_markdown(decisions: list[Decision], scale: str) -> str:
-    """The claims as a page: a line for each, then the rules and all numbers."""
-    lines = [
-        f"# The paper's claims at the scale `{scale}`",
-        "",
-        _summary(decisions),
-        "",
-        "| | Claim | Source | Verdict | On the paper's own tables |",
-        "|--:|:--|:--|:--|:--|",
-    ]
-    for each in decisions:
-        claim = each.claim
-        paper = each.holds_in_paper or "–"
-        cells = (claim.number, claim.statement, claim.source, f"**{each.verdict}**", paper)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    for each in decisions:
-        claim = each.claim
-        lines += ["", f"## {claim.number}. {claim.statement}", "", f"*Rule.* {claim.rule}", ""]
-        reason = f": {each.reason}" if each.reason else ""
-        lines.append(f"*Verdict.* **{each.verdict}**{reason}.")
-        for name, numbers in (("Here", each.evidence), ("Paper", each.paper)):
-            if numbers:
-                lines += ["", f"*{name}.* {_numbers(numbers)}."]
-        if claim.remark:
-            lines += ["", claim.remark]
-    return "\n".join(lines) + "\n"
-
-
-def claims_rst(decisions: list[Decision]) -> str:
-    """The claims as a reStructuredText table, the first page of the report."""
-    lines = [
-        _summary(decisions),
-        "",
-        ".. list-table::",
-        "   :header-rows: 1",
-        "   :widths: 4 30 12 27 27",
-        "",
-    ]
-    rows = [("", "Claim", "Verdict", "Numbers", "Rule")]
-    for each in decisions:
-        claim = each.claim
-        numbers = ". ".join(filter(None, (each.reason, _numbers(each.evidence))))
-        statement = f"{claim.statement} ({claim.source})"
-        rows.append((str(claim.number), statement, each.verdict, numbers, claim.rule))
-    for row in rows:
-        cells = [f"- {_escape_rst(cell)}".rstrip() for cell in row]
-        lines += [f"   * {cells[0]}", *(f"     {cell}" for cell in cells[1:])]
-    return "\n".join(lines) + "\n"
-
-
-def _decide(claim: Claim, results: MeasuredResults) -> Decision:
-    paper = published()["text"].get(claim.number, {})
-    holds_in_paper: Verdict | None = None
-    if claim.in_tables:
-        finding = claim.decide(PublishedResults())
-        paper = {**_plain(finding.evidence), **{f"text_{key}": paper[key] for key in paper}}
-        holds_in_paper = "reproduced" if finding.holds else "not reproduced"
-    verdict: Verdict
-    missing = [run for run in claim.runs if run not in results.runs]
-    try:
-        if missing:
-            raise UndecidableError(f"there are no results of {', '.join(missing)} at this scale")
-        finding = claim.decide(results)
-        reason = finding.undecided or (_not_converged(claim, results) if claim.converged else "")
-        verdict = "not decidable" if reason else "reproduced" if finding.holds else "not reproduced"
-        evidence = _plain(finding.evidence)
-    except UndecidableError as error:
-        verdict, reason, evidence = "not decidable", str(error), {}
-    return Decision(claim, verdict, reason, evidence, paper, holds_in_paper)
-
-
-def _not_converged(claim: Claim, results: MeasuredResults) -> str:
-    drift = {run: results.drift(run) for run in claim.runs}
-    worst = max(drift, key=lambda run: drift[run])
-    if drift[worst] <= DRIFT:
-        return ""
-    return (
-        f"{worst} has not converged: batch use of a layer moves by {drift[worst]:.1f} points "
-        f"between the halves of the convergence window; at most {DRIFT:g} are allowed"
-    )
-
-
-def _summary(decisions: list[Decision]) -> str:
-    counts = (f"{count} {verdict}" for verdict, count in count_verdicts(decisions).items())
-    return (
-        f"Of the paper's {len(decisions)} claims: {', '.join(counts)}. A verdict speaks of the "
-        "models of this scale; only those of the paper's size can say whether the paper is right."
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as JSON has them, with six digits."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(each) for each in value]
-    if isinstance(value, float | np.floating):
-        return float(f"{value:.6g}")
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _numbers(evidence: dict[str, Any]) -> str:
-    return "; ".join(f"{key}: {_text(value)}" for key, value in evidence.items())
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _escape_rst(text: str) -> str:
-    return "".join(f"\\{each}" if each in "\\*`_|" else each for each in text)
-
-
-def write_summary(results_dir: Path, path: Path, params: "Params") -> Path:
-    """Sums up a scale in a few numbers, for `dvc metrics`.
-
-    Args:
-      results_dir: The scale's results: each run's metrics.json, and claims.json.
-      path: Where to write it.
-      params: The scale.
-
-    Returns:
-      `path`. It holds, for every run, the mean over its seeds of the held-out `loss` (nats) and of
-      `batch_use` (percent of all units), and in `claims` how many are reproduced, not reproduced
-      and not decidable.
-    """
-    means: dict[str, dict[str, float]] = {"loss": {}, "batch_use": {}}
-    for name, run in params.runs.items():
-        folders = [results_dir / "runs" / name / f"seed{seed}" for seed in run.seeds]
-        seeds = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
-        for metric, key in (("loss", "loss"), ("batch_use", "total_batch_use")):
-            means[metric][name] = float(f"{np.mean([seed[key] for seed in seeds]):.6g}")
-    claims = json.loads((results_dir / "claims.json").read_text())["claims"]
-    found = Counter(claim["verdict"] for claim in claims)
-    verdicts = {verdict.replace(" ", "_"): found[verdict] for verdict in VERDICTS}
-    write_text(path, yaml.safe_dump({"claims": verdicts, **means}, sort_keys=False))
-    return path
+CLAIMS = (
+    Claim(
+        1,
+        "section 3",
+        "Layer 0 uses the fewest of its units per batch.",
+        "Batch use at convergence is lower in layer 0 than in every other layer.",
+        rules.lowest_first_layer,
+        in_tables=True,
+    ),
+    Claim(
+        2,
+        "section 3",
+        "The last layer uses the most of its units per batch.",
+        "Batch use at convergence is higher in the last layer than in every other layer.",
+        rules.highest_last_layer,
+        in_tables=True,
+    ),
+    Claim(
+        3,
+        "section 3, Figure 1",
+        "Layer 0 collapses: it ends with far fewer units in use than any other layer.",
+        "Layer 0's batch use at convergence is at most half of the next lowest layer's, and at "
+        "most half of the share of its units that was on at batch 0.",
+        rules.first_layer_collapses,
+        in_tables=True,
+    ),
+    Claim(
+        4,
+        "section 3",
+        "Use per token and use per batch anticorrelate across layers.",
+        "Pearson's and Spearman's correlation of the two at convergence are both negative.",
+        rules.token_and_batch_anticorrelate,
+        in_tables=True,
+        remark="The paper's -0.15 does not follow from its Table 1.",
+    ),
+    Claim(
+        5,
+        "sections 1, 4.3",
+        "The layers that use the fewest units per token use the most per batch.",
+        "The two layers with the lowest token use at convergence are the two with the highest "
+        "batch use.",
+        rules.lowest_per_token_are_highest_per_batch,
+        in_tables=True,
+    ),
+    Claim(
+        6,
+        "section 3.1",
+        "At initialization, higher layers use fewer of their units.",
+        "The share of units on at batch 0 falls from each layer to the next.",
+        rules.on_at_start_falls,
+        converged=False,
+        in_tables=True,
+    ),
+    Claim(
+        7,
+        "section 3.1, Table 2",
+        "Higher layers turn on more of the units that were off at the start.",
+        "The share of units off at batch 0 and on at the end rises from each layer to the next.",
+        rules.turned_on_rises,
+        in_tables=True,
+    ),
+    Claim(
+        8,
+        "Table 2",
+        "Layer 0 turns off by far the most units.",
+        "The share of units on at batch 0 and off at the end is in layer 0 at least twice that "
+        "of any other layer.",
+        rules.first_layer_turns_off_most,
+        in_tables=True,
+    ),
+    Claim(
+        9,
+        "section 3.2, Figure 2a",
+        "Use per token drops first in the last layer, then in the one below, and so on down.",
+        "For each layer, the first step at which token use is below half its value at step 0: "
+        "no layer's is before the last layer's, and its rank correlation with the layer is at "
+        f"most {rules.TREND:g}. Not decidable where a layer never falls so low.",
+        rules.token_use_drops_from_the_top,
+        converged=False,
+    ),
+    Claim(
+        10,
+        "section 3.2, Figure 2b",
+        "The median use frequency drops in the same order, and layer 0 alone turns and rises.",
+        "As for claim 9, with p50; and layer 0, and no other layer, ends at 1.5 times its lowest "
+        "value or more, and at least 1 point above it.",
+        rules.median_drops_from_the_top,
+    ),
+    Claim(
+        11,
+        "section 4.2, Figure 1",
+        "Hardly any unit turns off in the first 1.6 warm-ups, a great many do afterwards.",
+        "Up to 1.6 times the warm-up, batch use over all layers falls by at most a quarter of its "
+        "whole fall from step 0 to its lowest. Not decidable with fewer than 3 measured steps up "
+        "to then, or where fewer than 10 % of the units ever turn off.",
+        rules.units_turn_off_late,
+        converged=False,
+    ),
+    Claim(
+        12,
+        "section 1, Table 2",
+        "Some layers gain units over training while others lose them.",
+        "From batch 0 to the end, at least one layer gains 1 % of its units and at least one "
+        "loses 1 %.",
+        rules.some_gain_some_lose,
+        in_tables=True,
+    ),
+    Claim(
+        13,
+        "section 1",
+        "About 5 % of the units are off at initialization and never turn on.",
+        "The share of units off at batch 0 and at the end, averaged over layers, is between 2.5 "
+        "and 7.5 %.",
+        rules.never_on,
+        in_tables=True,
+        remark="Table 2 gives 4.1 %. Units that turn on and off again in between count as never "
+        "on, in the paper's table as here.",
+    ),
+    Claim(
+        14,
+        "section 4.1.1",
+        "Keeping the unused units at zero from the mask step on changes accuracy by nothing "
+        "detectable, all the way to the end.",
+        "Masked minus unmasked held-out accuracy, paired: two one-sided tests (TOST) show at "
+        "every evaluation after the mask step that the mean is within the equivalence margin; "
+        "the largest p counts, so no correction is needed. Not reproduced where a mean beyond "
+        "the margin differs from zero significantly (Bonferroni over evaluations); not decidable "
+        f"otherwise, with less than {rules.MIN_MASKED:g} % of the units masked, or where a random "
+        "mask of the same size is equivalent at the end too.",
+        rules.masked_is_equivalent,
+        runs=("baseline", "masked"),
+        converged=False,
+    ),
+    Claim(
+        15,
+        "section 4.1.1",
+        "About 30 % of all units are off at the mask step.",
+        "The mask holds between 20 and 40 % of the units of all layers.",
+        rules.share_off_at_mask_step,
+        runs=("masked",),
+        converged=False,
+    ),
+    Claim(
+        16,
+        "section 4.1.1",
+        "A random mask of the same size makes performance collapse.",
+        "Held-out accuracy at the end is lower with the random mask than without and than with "
+        "the mask of unused units, each by at least the collapse margin, and by a paired one-sided "
+        f"t-test. Not decidable with less than {rules.MIN_MASKED:g} % of the units masked.",
+        rules.random_mask_collapses,
+        runs=("baseline", "masked", "random_masked"),
+        converged=False,
+    ),
+    Claim(
+        17,
+        "section 4.4, Table 4",
+        "Round 2 uses about the same fraction of each layer's units as round 1.",
+        f"The final use of no layer differs by more than {rules.ROUND_TOLERANCE:g} points between "
+        "the rounds. Not decidable where round 1 uses more than 90 % of its units.",
+        rules.rounds_use_same_fraction,
+        runs=_ROUNDS,
+        in_tables=True,
+    ),
+    Claim(
+        18,
+        "section 4.4",
+        "Round 2 performs substantially worse than round 1.",
+        "Held-out accuracy at the end is lower by at least the round-2 margin, and by a paired "
+        "one-sided t-test. Not decidable where round 1 uses more than 90 % of its units.",
+        rules.round2_is_worse,
+        runs=_ROUNDS,
+        converged=False,
+    ),
+    Claim(
+        19,
+        "section 5.1, Table 5",
+        "At every learning rate layer 0 is far the lowest and the top two layers are the highest, "
+        "the last one the very highest but for one rate.",
+        f"At every rate layer 0's batch use is at most {rules.FAR_BELOW:g} of the next lowest "
+        "layer's and the last two layers are above all others; the last is the highest at all "
+        "rates but one, at most.",
+        rules.learning_rates_keep_the_order,
+        runs=LEARNING_RATES,
+        in_tables=True,
+    ),
+    Claim(
+        20,
+        "section 5.1, Table 5",
+        "Batch use, in all and in layer 0, rises as the peak learning rate falls.",
+        "Both rise from the base rate to 2/3 of it, and from there to 1/3.",
+        rules.use_rises_as_rate_falls,
+        runs=LEARNING_RATES[:3],
+        in_tables=True,
+    ),
+    Claim(
+        21,
+        "section 5.1",
+        "The base learning rate performs best.",
+        "Held-out loss at the end is lower than at every other rate, by paired two-sided t-tests "
+        "with Holm's correction. Not reproduced where another rate is significantly better; a "
+        "tie is not decidable.",
+        rules.base_rate_is_best,
+        runs=LEARNING_RATES,
+        converged=False,
+    ),
+    Claim(
+        22,
+        "section 5.2, Figure 3",
+        "Wider models use a smaller fraction of their units, per token and per batch.",
+        "Both, over all layers, rise from the full width to a half, and from there to a quarter.",
+        rules.wider_is_sparser,
+        runs=WIDTHS,
+    ),
+    Claim(
+        23,
+        "section 5.3, Figure 4",
+        "Deeper models tend to use more units per batch, with no clear trend per token.",
+        "Batch use over all layers is higher at the largest depth than at the smallest; token use "
+        "does not move one way only by 20 % of its mean or more.",
+        rules.deeper_uses_more_per_batch,
+        runs=DEPTHS,
+    ),
+    Claim(
+        24,
+        "section 5.3, Figure 4",
+        "In the 14-layer model a middle layer behaves like layer 0.",
+        "Batch use of layer 0 and of a layer in the middle half is at most half of the median.",
+        rules.middle_layer_like_the_first,
+        runs=("depth_14",),
+    ),
+    Claim(
+        25,
+        "section 4.3, Table 3",
+        "Layer 0's units are used on far more tokens; those of the last two layers on few.",
+        "p65 of layer 0 is at least 5 times that of any other layer, and p90 of the last two "
+        "layers is at most 10 % of the tokens.",
+        rules.first_layer_units_are_frequent,
+        in_tables=True,
+    ),
+    Claim(
+        26,
+        "section 2.1, A.1",
+        "Batch use is stable after 7 % of training.",
+        "From 7 % of the steps on, the mean over every convergence window's length of steps is "
+        "within 5 points of the mean at convergence, in every layer.",
+        rules.stable_after_early_steps,
+        converged=False,
+    ),
+    Claim(
+        27,
+        "Table 1",
+        "The token/sequence and sequence/batch ratios are highest in layer 0, and fall with depth.",
+        "Both are highest in layer 0, and their rank correlations with the layer are at most "
+        f"{rules.TREND:g}.",
+        rules.ratios_fall_with_depth,
+        in_tables=True,
+    ),
+)

@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from relu_sparsity.files import write_json
-from relu_sparsity.paper.history import METRICS, RunHistory, load_run
+from relu_sparsity.metrics import METRICS
+from relu_sparsity.paper.history import RunHistory, load_run
 
 if TYPE_CHECKING:
-    pass
+    from relu_sparsity.layout import Layout
+    from relu_sparsity.params import Params
 
 LayerValues = Float[np.ndarray, " layers"]
 
@@ -87,11 +89,11 @@ def extract_metrics(run_dir: Path, convergence_window: int) -> dict[str, Any]:
     }
 
 
-def write_metrics(run_dir: Path, convergence_window: int) -> Path:
-    """Writes what `extract_metrics` returns to metrics.json in `run_dir`."""
-    path = run_dir / "metrics.json"
-    write_json(path, extract_metrics(run_dir, convergence_window))
-    return path
+def write_metrics(params: "Params", layout: "Layout", run: str, seed: int) -> None:
+    """Writes what `extract_metrics` returns to metrics.json in the run's folder."""
+    folder = layout.run(run, seed)
+    window = params.runs[run].config.metrics.convergence_window
+    write_json(folder / "metrics.json", extract_metrics(folder, window))
 
 
 def _rounded(value: float) -> float:

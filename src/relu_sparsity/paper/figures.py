@@ -1,7 +1,6 @@
 """Figures 1-34, drawn from the rows of `catalog.FIGURES`."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -12,17 +11,15 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write
 from relu_sparsity.paper.catalog import FIGURES, MAX_POINTS, METRIC_TITLES, Figure, Panel
 from relu_sparsity.paper.history import RunHistory, load_runs
 
 if TYPE_CHECKING:
+    from relu_sparsity.layout import Layout
     from relu_sparsity.params import Params
 
-__all__ = ["FIGURES", "layer_color", "write_figures"]
-
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -53,42 +50,25 @@ def layer_color(layer: int) -> tuple[float, float, float, float]:
     return mpl.colormaps["plasma"](0.93 * (1 - np.exp(-layer / 4)))
 
 
-def write_figures(
-    results_dir: Path, params: "Params", figures: Iterable[str] | None = None
-) -> list[Path]:
-    """Draws figures as SVG to `results_dir`/figures.
+def write_figure(params: "Params", layout: "Layout", figure: str) -> None:
+    """Draws one of Figures 1-34, as SVG.
 
     Lines are means over seeds, bands one standard deviation to either side. Neighbours in a history
     of more than `MAX_POINTS` measurements are averaged.
 
-    Args:
-      results_dir: `results/<scale>`.
-      params: The scale's parameters.
-      figures: `fig01` to `fig34`; None draws all.
-
     Raises:
-      UserError: There is no such figure, or the results of a run are incomplete or malformed.
+      UserError: The results of a run are incomplete or malformed.
     """
-    chosen = list(FIGURES if figures is None else figures)
-    for name in chosen:
-        if name not in FIGURES:
-            raise UserError(f"figure {name!r} is not in the paper; allowed: {', '.join(FIGURES)}")
-    needed = {run for name in chosen for run in FIGURES[name].runs}
-    runs = load_runs(
-        results_dir, {name: run.seeds for name, run in params.runs.items() if name in needed}
-    )
-    paths = []
-    for name in chosen:
-        path = results_dir / "figures" / f"{name}.svg"
-        with mpl.rc_context(_STYLE), atomic_write(path) as temporary:
-            _draw(FIGURES[name], runs, params).savefig(
-                temporary, format="svg", metadata={"Date": None, "Creator": "relu-sparsity"}
-            )
-        paths.append(path)
-    return paths
+    row = FIGURES[figure]
+    shown = {run: params.runs[run].seeds for run in row.runs if run in params.runs}
+    runs = load_runs(layout.results, shown)
+    with mpl.rc_context(STYLE), atomic_write(layout.figure(figure)) as temporary:
+        draw(row, runs, params).savefig(
+            temporary, format="svg", metadata={"Date": None, "Creator": "relu-sparsity"}
+        )
 
 
-def _draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params") -> Canvas:
+def draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params") -> Canvas:
     count = len(figure.panels)
     canvas = Canvas(figsize=(3.6 * count + 0.4 * (count == 1), 2.7), layout="constrained")
     legend: dict[str, Any] = {}
@@ -128,7 +108,7 @@ def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params:
     end = early_steps if panel.span == "early" else steps[-1]
     shown = steps <= end
     last_step = int(steps[shown][-1])
-    steps, values = _average_neighbours(steps[shown], values[:, shown])
+    steps, values = average_neighbours(steps[shown], values[:, shown])
     mean, ends = values.mean(axis=0), {}
     for layer in range(mean.shape[1]):
         color = layer_color(layer)
@@ -142,10 +122,10 @@ def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     _mark_steps(axes, panel.runs[0], params, last_step)
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
 
 
-def _average_neighbours(
+def average_neighbours(
     steps: Int[np.ndarray, " steps"], values: Float[np.ndarray, "seeds steps layers"]
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "seeds points layers"]]:
     """Averages neighbours of a long history, which would be drawn as a broad smear."""
@@ -171,7 +151,7 @@ def _mark_steps(axes: Axes, run: str, params: "Params", end: int) -> None:
             axes.axvline(step, color="0.5", linewidth=0.8, linestyle=style, zorder=1, label=label)
 
 
-def _label_ends(axes: Axes, ends: dict[int, float]) -> None:
+def label_ends(axes: Axes, ends: dict[int, float]) -> None:
     """Writes each layer's number at the right end of its line, moved apart where they collide."""
     low, high = axes.get_ylim()
     order = sorted(ends, key=lambda layer: (ends[layer], layer))

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from relu_sparsity.errors import UserError
-
-METRICS = ("token_use", "sequence_use", "batch_use", "p50", "p65", "p75", "p90")
+from relu_sparsity.metrics import METRICS
 
 
 @dataclass(frozen=True)

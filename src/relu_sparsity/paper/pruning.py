@@ -10,7 +10,7 @@ import pandas as pd
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_text
 from relu_sparsity.flops import described_flops_per_token
-from relu_sparsity.paper.catalog import PRUNED_RUNS, TABLE_FORMATS
+from relu_sparsity.paper.catalog import PRUNED_RUNS, PRUNING
 from relu_sparsity.paper.tables import to_latex
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _SPEEDS = ("steps_per_second_dense", "steps_per_second_compacted", "speedup")
 _FORMATS = dict.fromkeys(_TITLES, "{:.3g}".format) | {"run": "{}".format}
 
 
-def write_pruning(layout: "Layout", params: "Params") -> list[Path]:
+def write_pruning(params: "Params", layout: "Layout") -> None:
     """Writes the table as CSV, Markdown and LaTeX.
 
     Each masked run stands beside its parent, which is the same model with all of its units. FLOPs
@@ -53,10 +53,8 @@ def write_pruning(layout: "Layout", params: "Params") -> list[Path]:
         + "\n",
         "tex": to_latex(display),
     }
-    assert set(texts) == set(TABLE_FORMATS)
-    for path in layout.pruning:
+    for path in layout.table(PRUNING):
         write_text(path, texts[path.suffix.removeprefix(".")])
-    return layout.pruning
 
 
 def _row(layout: "Layout", params: "Params", run: str) -> dict[str, Any]:

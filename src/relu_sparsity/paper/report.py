@@ -5,10 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write
+
+if TYPE_CHECKING:
+    from relu_sparsity.layout import Layout
+    from relu_sparsity.params import Params
 
 # The parts of Snakemake's report that are JSON; their order follows the scheduler's.
 _DATA = re.compile(
@@ -19,20 +23,16 @@ _DATA = re.compile(
 _TITLE = "ReLU sparsity"
 
 
-def write_report(path: Path, scale: str) -> Path:
+def write_report(params: "Params", layout: "Layout") -> None:
     """Writes the HTML report of a scale whose other results are there.
-
-    Args:
-      path: Where to write it.
-      scale: The scale.
 
     Raises:
       UserError: Snakemake cannot make it; the message is Snakemake's.
     """
-    with atomic_write(path) as temporary:
+    with atomic_write(layout.report) as temporary:
         # The workflow that calls this holds the lock; the report only reads.
         command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock"]
-        command += ["--config", f"scale={scale}", "--report", str(temporary)]
+        command += ["--config", f"scale={params.scale}", "--report", str(temporary)]
         command += ["--report-stylesheet", "workflow/report/style.css"]
         # Snakemake lays out its graph of rules in the order of sets.
         environment = os.environ | {"PYTHONHASHSEED": "0"}
@@ -41,7 +41,6 @@ def write_report(path: Path, scale: str) -> Path:
             raise UserError(f"the report could not be made:\n{done.stderr.strip()}")
         html = temporary.read_text(encoding="utf-8")
         temporary.write_text(without_times(html), encoding="utf-8")
-    return path
 
 
 def without_times(html: str) -> str:

@@ -1,14 +1,12 @@
 """Tables 1-5, each cell beside the paper's."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_text
 from relu_sparsity.paper.catalog import LEARNING_RATES, TABLE_RUNS, TABLES
 from relu_sparsity.paper.extract import LAYER_METRICS, over_all_units
@@ -16,6 +14,7 @@ from relu_sparsity.paper.history import RunHistory, load_runs
 from relu_sparsity.paper.published import published
 
 if TYPE_CHECKING:
+    from relu_sparsity.layout import Layout
     from relu_sparsity.params import Params
 
 
@@ -74,44 +73,29 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 
 
-def write_tables(
-    results_dir: Path, params: "Params", tables: Collection[str] | None = None
-) -> list[Path]:
-    """Writes Tables 1-5, or some of them, as CSV, Markdown and LaTeX to `results_dir`/tables.
+def write_table(params: "Params", layout: "Layout", table: str) -> None:
+    """Writes one of Tables 1-5 as CSV, Markdown and LaTeX.
 
     Every number is the mean over the run's seeds, with the standard deviation over seeds where
     there are several, and the paper's number where the run has as many layers as the paper's.
 
     Raises:
-      UserError: There is no such table, or the results of a run are incomplete or malformed.
+      UserError: The results of a run are incomplete or malformed.
     """
-    chosen = list(TABLES if tables is None else tables)
-    for table in chosen:
-        if table not in TABLES:
-            raise UserError(
-                f"table {table!r} is not one of the paper's; allowed: {', '.join(TABLES)}"
-            )
-    needed = {run for table in chosen for run in TABLE_RUNS[table]}
-    shown = {name: run.seeds for name, run in params.runs.items() if name in needed}
-    runs = load_runs(results_dir, shown)
-    written = []
-    for table in chosen:
-        title = TABLES[table]
-        columns = _COLUMNS.get(table) or _learning_rate_columns(params)
-        frame, display = _fill(table, columns, runs, params)
-        number = table.removeprefix("table")
-        folder = results_dir / "tables"
-        texts = {
-            "csv": frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
-            "md": f"**Table {number}. {title}.** Ours, with the paper's in parentheses.\n\n"
-            + display.to_markdown(index=False, disable_numparse=True, stralign="right")
-            + "\n",
-            "tex": to_latex(display),
-        }
-        for suffix, text in texts.items():
-            write_text(folder / f"{table}.{suffix}", text)
-            written.append(folder / f"{table}.{suffix}")
-    return written
+    shown = {run: params.runs[run].seeds for run in TABLE_RUNS[table] if run in params.runs}
+    runs = load_runs(layout.results, shown)
+    columns = _COLUMNS.get(table) or _learning_rate_columns(params)
+    frame, display = _fill(table, columns, runs, params)
+    texts = {
+        "csv": frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
+        "md": f"**Table {table.removeprefix('table')}. {TABLES[table]}.** Ours, with the paper's "
+        "in parentheses.\n\n"
+        + display.to_markdown(index=False, disable_numparse=True, stralign="right")
+        + "\n",
+        "tex": to_latex(display),
+    }
+    for path in layout.table(table):
+        write_text(path, texts[path.suffix.removeprefix(".")])
 
 
 def _learning_rate_columns(params: "Params") -> tuple[Column, ...]:
@@ -120,7 +104,7 @@ def _learning_rate_columns(params: "Params") -> tuple[Column, ...]:
         return f"{here.config.optimizer.peak_lr if here else published()['peak_lr'][run]:.3g}"
 
     return tuple(
-        Column("batch_use", f"LR {rate(run)} (%)", 1, run, f"_lr_{rate(run)}", with_total=True)
+        Column("batch_use", f"LR {rate(run)} (%)", 1, run, f"_{run}", with_total=True)
         for run in LEARNING_RATES
     )
 

@@ -15,27 +15,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.flops import forward_flops_per_token
-from relu_sparsity.interventions import random_mask, unused_mask, used_widths
-from relu_sparsity.model import KeptUnits, masks_by_stack
-from relu_sparsity.paper.published import published
+from relu_sparsity.hardware import GIB, HARDWARE, Hardware
+from relu_sparsity.model import KeptUnits
 from relu_sparsity.params import MASKS, Params, RunConfig, RunParams
 from relu_sparsity.tpu.cost import program_cost
-from relu_sparsity.tpu.hardware import GIB, HARDWARE, Hardware
-from relu_sparsity.training.compaction import Compaction
+from relu_sparsity.tpu.models import PAPER_LAYERS, TrainedModel, distinct_models
 from relu_sparsity.training.step import make_mesh, make_steps
 
 log = logging.getLogger(__name__)
 
 DEFAULT_TOPOLOGY = "v2:4x4"
 EXAMPLES = "v2:4x4 (the paper's v2-32), v3:4x4, v4:2x2x4, v5e:4x8, v5p:2x4x4, v6e:4x8, tpu7x:2x2x4"
-# The width that the unit counts of the paper's Table 4 are out of.
-_PAPER_MLP_DIM = 32768
 
 
 @dataclass(frozen=True)
@@ -183,7 +178,7 @@ def check(
         not fit the batch. A model that does not fit is no error: see `TpuCheck.problems`.
     """
     chosen = list(params.runs.values()) if runs is None else [params.run(name) for name in runs]
-    models = _distinct_models(params, chosen)
+    models = distinct_models(params, chosen)
     mesh = topology_mesh(topology)
     device_kind = mesh.devices[0].device_kind
     hardware = HARDWARE.get(device_kind)
@@ -195,7 +190,8 @@ def check(
     checked = []
     for number, model in enumerate(models, 1):
         names = ", ".join(model.steps)
-        log.info("%d of %d: %s: compiles %s", number, len(models), names, _shape(model.mlp_dims))
+        shape = _shape(model.config.model.mlp_dims)
+        log.info("%d of %d: %s: compiles %s", number, len(models), names, shape)
         start = time.monotonic()
         result = _check_model(model, mesh, hardware)
         log.info("  %s, %.0f s", result.problem or "fits", time.monotonic() - start)
@@ -236,89 +232,10 @@ def topology_mesh(topology: str) -> Mesh:
     return make_mesh(devices=description.devices)
 
 
-@dataclass
-class _Model:
-    """A model to compile, and the runs that train it."""
-
-    config: RunConfig
-    mlp_dims: tuple[int, ...]
-    kept_units: list[KeptUnits] | None
-    steps: dict[str, int] = field(default_factory=dict)
-    seeds: dict[str, int] = field(default_factory=dict)
-
-
-def _distinct_models(params: Params, runs: Sequence[RunParams]) -> list[_Model]:
-    models: dict[str, _Model] = {}
-    for run in runs:
-        config = run.config
-        mlp_dims, kept_units = _trained_part(params, run)
-        # Learning rates and seeds are arguments of the compiled step, not parts of it.
-        key = repr(
-            (
-                config.model.model_copy(update={"mlp_dim": 0}),
-                mlp_dims,
-                kept_units,
-                config.tokenizer.vocab_size,
-                config.training.seq_len,
-                config.training.per_device_batch_size,
-                config.training.global_batch_size,
-                config.optimizer.grad_clip_norm is None,
-            )
-        )
-        model = models.setdefault(key, _Model(config, mlp_dims, kept_units))
-        first_step = config.mask.step if run.intervention in MASKS else 0
-        model.steps[run.name] = config.training.num_steps - first_step
-        model.seeds[run.name] = len(run.seeds)
-    return list(models.values())
-
-
-def _trained_part(params: Params, run: RunParams) -> tuple[tuple[int, ...], list[KeptUnits] | None]:
-    """The widths that a run trains, and the shapes of its masks.
-
-    What its parent will have used is not known beforehand: it is taken from the paper.
-    """
-    config = run.config
-    if run.intervention == "used_widths" and run.parent is not None:
-        used = _paper_use(params.runs[run.parent].config, _round1_use())
-        multiple_of = config.round2.width_multiple_of
-        return tuple(used_widths(used, multiple_of=multiple_of)), None
-    if run.intervention not in MASKS or run.parent is None:
-        return (config.model.mlp_dim,) * config.model.num_layers, None
-    mask = config.mask
-    used = _paper_use(config, _baseline_use())
-    if run.intervention == "mask_unused":
-        kept = unused_mask(used)
-    else:
-        kept = random_mask(used, seed=mask.seed, run_seed=run.seeds[0], over=mask.random_over)
-    if not mask.compact:
-        whole = tuple(layer.size for layer in kept)
-        return whole, jax.eval_shape(lambda: masks_by_stack(kept, whole))
-    part = Compaction(kept, multiple_of=mask.width_multiple_of)
-    return tuple(part.mlp_dims), jax.eval_shape(part.kept_units)
-
-
-def _baseline_use() -> list[float]:
-    return [use / 100 for use in published()["tables"]["table1"]["baseline"]["batch_use"]]
-
-
-def _round1_use() -> list[float]:
-    return [
-        units / _PAPER_MLP_DIM for units in published()["tables"]["table4"]["round1"]["units_used"]
-    ]
-
-
-def _paper_use(config: RunConfig, fractions: Sequence[float]) -> list[np.ndarray]:
-    """As many used units in each layer as in the paper's; all, in a model of another depth."""
-    mlp_dim = config.model.mlp_dim
-    if len(fractions) != config.model.num_layers:
-        fractions = [1.0] * config.model.num_layers
-    return [np.arange(mlp_dim) < round(fraction * mlp_dim) for fraction in fractions]
-
-
-def _check_model(model: _Model, mesh: Mesh, hardware: Hardware) -> ModelCheck:
-    result = functools.partial(ModelCheck, model.steps, model.seeds, model.mlp_dims)
+def _check_model(model: TrainedModel, mesh: Mesh, hardware: Hardware) -> ModelCheck:
+    result = functools.partial(ModelCheck, model.steps, model.seeds, model.config.model.mlp_dims)
     try:
-        compiled = compile_step(model.config, model.mlp_dims, model.kept_units, mesh)
+        compiled = compile_step(model.config, model.kept_units, mesh)
     except jax.errors.JaxRuntimeError as error:
         return result(problem=_first_line(error))
     cost = program_cost(compiled)
@@ -331,7 +248,7 @@ def _check_model(model: _Model, mesh: Mesh, hardware: Hardware) -> ModelCheck:
     return result(
         hbm_used=hbm_used(compiled),
         flops=cost.flops,
-        matmul_flops=matmul_flops(model.config, model.mlp_dims, mesh.size),
+        matmul_flops=matmul_flops(model.config, model.config.model.mlp_dims, mesh.size),
         hbm_bytes=cost.hbm_bytes,
         seconds_per_step=seconds[bound_by],
         bound_by=bound_by,
@@ -342,7 +259,6 @@ def _check_model(model: _Model, mesh: Mesh, hardware: Hardware) -> ModelCheck:
 
 def compile_step(
     config: RunConfig,
-    mlp_dims: Sequence[int],
     kept_units: list[KeptUnits] | None,
     mesh: Mesh,
     *,
@@ -352,7 +268,6 @@ def compile_step(
 
     Args:
       config: The run's parameters.
-      mlp_dims: The width of each layer.
       kept_units: The shapes of the masks of each stack of layers.
       mesh: The devices.
       measure: The step with metrics, or the plain one.
@@ -362,9 +277,7 @@ def compile_step(
       jax.errors.JaxRuntimeError: The program does not fit in HBM, or cannot be compiled.
     """
     training = config.training
-    steps = make_steps(
-        config, vocab_size=config.tokenizer.vocab_size, mlp_dims=list(mlp_dims), mesh=mesh
-    )
+    steps = make_steps(config, vocab_size=config.tokenizer.vocab_size, mesh=mesh)
     step: Any = steps.train_and_measure if measure else steps.train
     tokens = jax.ShapeDtypeStruct((training.global_batch_size, training.seq_len + 1), jnp.int32)
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
@@ -417,12 +330,12 @@ def _notes(runs: Sequence[RunParams]) -> Iterator[str]:
     other_depths = [
         run.name
         for run in runs
-        if run.intervention is not None and run.config.model.num_layers != len(_baseline_use())
+        if run.intervention is not None and run.config.model.num_layers != PAPER_LAYERS
     ]
     if other_depths:
         yield (
             f"{', '.join(other_depths)}: another number of layers than the paper's "
-            f"{len(_baseline_use())}; all units count as used."
+            f"{PAPER_LAYERS}; all units count as used."
         )
 
 

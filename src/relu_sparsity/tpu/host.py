@@ -4,6 +4,7 @@ A host whose process dies takes the others' processes with it, as they wait for 
 step. Each host then starts its own again, and together they go on from the checkpoint.
 """
 
+import json
 import logging
 import os
 import signal
@@ -14,11 +15,11 @@ import time
 from pathlib import Path
 from typing import IO
 
-from relu_sparsity import fingerprint
 from relu_sparsity.errors import USER_ERROR_STATUS, UserError
-from relu_sparsity.layout import store_root
-from relu_sparsity.params import load_params
-from relu_sparsity.provenance import differences, made_from, signature
+from relu_sparsity.layout import Layout, store_root
+from relu_sparsity.params_file import load_params
+from relu_sparsity.provenance import differences
+from relu_sparsity.runs import resolve
 from relu_sparsity.tpu.slice_job import EXPECTED, HostReport, HostState, JobDescription, SliceJob
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,11 @@ def serve(job: SliceJob, *, attempt: int, worker: int, max_restarts: int = 100) 
 def _check(description: JobDescription) -> None:
     """Checks that this host's code and packages make the run that the controller asked for."""
     params = load_params(scale=description.scale)
-    here = fingerprint.run(params, description.run, description.seed)
-    if here.hash == signature(Path(EXPECTED)):
+    run = resolve(params, Layout(params.scale), description.run, description.seed)
+    here = run.job.fingerprint
+    told = json.loads(Path(EXPECTED).read_text(encoding="utf-8"))
+    if here.as_json() == told:
         return
-    told = made_from(Path(EXPECTED)) or {}
     raise UserError(
         "this host would train another run than the controller asked for:\n  "
         + "\n  ".join(differences(told, here))

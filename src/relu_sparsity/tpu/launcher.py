@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from relu_sparsity import fingerprint, jobs
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import Interrupted, UserError
 from relu_sparsity.files import absolute, is_remote, write_json, write_text
+from relu_sparsity.jobs import perform
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import MASKS, Params
-from relu_sparsity.provenance import as_keys
+from relu_sparsity.runs import resolve
 from relu_sparsity.store import newest_step
 from relu_sparsity.tpu.slice_job import EXPECTED, HostReport, JobDescription, SliceJob, write_bundle
 from relu_sparsity.tpu.slices import (
@@ -159,10 +159,7 @@ def launch(
     else:
         _Launcher(job, settings, require_setup(settings, params)).run()
     # What is left needs no accelerator.
-    if command == "train":
-        jobs.export_run(params, layout, run, seed)
-    else:
-        jobs.write_mask(params, layout, run, seed)
+    perform(params, layout, f"{command}/{run}/seed{seed}")
 
 
 def _delete_left_over(name: str, settings: SliceParams) -> None:
@@ -188,24 +185,24 @@ class _Job:
         run: str,
         seed: int,
     ) -> None:
-        self.chosen = params.run(run, seed)
-        self._params, self._layout, self._settings = params, layout, settings
-        self._command, self._run, self._seed = command, run, seed
-        made, self.store = run, jobs.run_store(params, run, seed)
+        self.run = resolve(params, layout, run, seed)
+        self._command, self._settings = command, settings
+        made = self.run
+        self.store = made.store
         self._done_file = self.store.finished / "run.json"
         self._checkpoints = self.store.checkpoints
         words = []
         if command == "mask":
-            parent = self.chosen.parent
-            if self.chosen.intervention not in MASKS or parent is None:
+            if self.run.intervention not in MASKS or self.run.parent is None:
                 raise UserError(f"runs.{run}: has no mask; allowed: a run with one")
-            made, self.store = parent, jobs.run_store(params, parent, seed)
-            step = self.chosen.config.mask.step
+            made, step = self.run.parent, self.run.config.mask.step
+            self.store = made.store
             self._done_file = self.store.branch(step) / "units.npz"
             self._checkpoints = self.store.replay(step) / "checkpoints"
             words = [f"step{step}"]
-        self._made_for = fingerprint.run(params, run, seed)
-        name = slice_name(params.scale, made, f"seed{seed}", *words, self.store.folder.name[:8])
+        name = slice_name(
+            params.scale, made.name, f"seed{seed}", *words, self.store.folder.name[:8]
+        )
         self.slice_job = SliceJob(store_root() / "jobs" / name)
 
     def is_done(self) -> bool:
@@ -217,23 +214,23 @@ class _Job:
 
     def prepare(self) -> None:
         """Puts everything that the hosts need into the store."""
-        inputs = [self._layout.manifest, self._layout.tokenizer]
-        if self._command == "train" and self.chosen.intervention in MASKS:
-            inputs.append(self._layout.mask(self._run, self._seed))
-        elif self._command == "train" and self.chosen.intervention == "used_widths":
-            inputs.append(self._layout.widths(self._run, self._seed))
-        expected = json.dumps(as_keys(self._made_for))
+        run = self.run
+        needed = [*run.text_jobs]
+        if self._command == "train" and run.intervention_job is not None:
+            needed.append(run.intervention_job)
+        inputs = [path for job in needed for path in job.files_written]
+        expected = json.dumps(run.job.fingerprint.as_json())
         write_bundle([*_CODE, *inputs], {EXPECTED: expected.encode()}, self.slice_job.bundle)
         self.slice_job.describe(
             JobDescription(
                 command=(
-                    self._command, "--run", self._run, "--seed", str(self._seed),
-                    "--scale", self._params.scale, "--distributed",
+                    self._command, "--run", run.name, "--seed", str(run.seed),
+                    "--scale", run.scale, "--distributed",
                 ),
                 done_file=str(self._done_file.relative_to(store_root())),
-                run=self._run,
-                seed=self._seed,
-                scale=self._params.scale,
+                run=run.name,
+                seed=run.seed,
+                scale=run.scale,
                 poll_seconds=self._settings.poll_seconds,
             )
         )  # fmt: skip

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.params import Section
+from relu_sparsity.schema import Section, read_yaml, told
 
 OWNER_LABEL = "relu-sparsity-store"
 ATTEMPT_LABEL = "relu-sparsity-attempt"
@@ -77,26 +76,15 @@ def load_slice_params(path: Path) -> SliceParams:
     Raises:
       UserError: It is missing or not YAML, or a key or a value is not allowed.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not a YAML file: {error}") from None
-    known = ", ".join(SliceParams.model_fields)
+    document = read_yaml(path) or {}
+    known = tuple(SliceParams.model_fields)
     if not isinstance(document, Mapping):
-        raise UserError(f"{path}: allowed: a mapping with the keys {known}")
+        raise UserError(f"{path}: allowed: a mapping with the keys {', '.join(known)}")
     try:
         return SliceParams.model_validate(document)
     except ValidationError as error:
-        lines = []
-        for each in error.errors():
-            key = ".".join(map(str, each["loc"]))
-            if each["type"] == "extra_forbidden":
-                lines.append(f"{path}: {key}: is no known key; allowed: {known}")
-            else:
-                text = each["msg"][0].lower() + each["msg"][1:]
-                lines.append(f"{path}: {key}: {each['input']!r}: {text}")
+        found = [told(each, known) for each in error.errors()]
+        lines = [f"{path}: {'.'.join(location)}: {text}" for location, text in found]
         raise UserError("\n".join(lines)) from None
 
 

@@ -1,5 +1,6 @@
 """Orbax checkpoints of everything a run needs to go on: state, data iterator and history."""
 
+import hashlib
 import logging
 from typing import Any, NamedTuple
 
@@ -59,7 +60,9 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(checkpoint.state),
                 history=ocp.args.StandardSave(checkpoint.history),
-                data=ocp.args.JsonSave(checkpoint.data_state),
+                data=ocp.args.JsonSave(
+                    {"iterator": checkpoint.data_state, "sha256": _content(checkpoint)}
+                ),
             ),
             force=True,
         )
@@ -68,8 +71,10 @@ class Checkpoints:
         """Reads the checkpoint at `step` into the shapes and shardings of `state`.
 
         Raises:
+          ValueError: Its content is not what was saved.
           Exception: It is damaged; Orbax and TensorStore raise many kinds.
         """
+        self._manager.wait_until_finished()
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -78,7 +83,11 @@ class Checkpoints:
                 data=ocp.args.JsonRestore(),
             ),
         )
-        return Checkpoint(step, restored["state"], restored["data"], restored["history"])
+        told = restored["data"]
+        checkpoint = Checkpoint(step, restored["state"], told["iterator"], restored["history"])
+        if _content(checkpoint) != told["sha256"]:
+            raise ValueError("its SHA-256 is not that of what was saved")
+        return checkpoint
 
     def restore_latest(self, state: Any) -> Checkpoint | None:
         """Reads the newest checkpoint that is whole, or returns None where there is none.
@@ -131,3 +140,13 @@ class Checkpoints:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _content(checkpoint: Checkpoint) -> str:
+    """The SHA-256 of a checkpoint's arrays, wherever they are and however they are stored."""
+    digest = hashlib.sha256(str(checkpoint.step).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path((checkpoint.state, checkpoint.history)):
+        values = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from relu_sparsity.files import AnyPath, atomic_write, write_text
-from relu_sparsity.sparsity import METRICS
+from relu_sparsity.metrics import METRICS
 
 TRAINING_COLUMNS = ("loss", "accuracy", "learning_rate", "grad_norm")
 

@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,8 +19,8 @@ import jax
 from relu_sparsity.durations import duration
 from relu_sparsity.files import AnyPath, write_json, write_text
 from relu_sparsity.flops import forward_flops_per_token
+from relu_sparsity.hardware import peak_flops
 from relu_sparsity.params import RunConfig
-from relu_sparsity.tpu.hardware import peak_flops
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +30,7 @@ class Progress:
 
     Args:
       name: How messages call the run.
-      config: Its parameters.
-      mlp_dims: The width of each layer that is trained.
+      config: Its parameters; the widths are those of the units that are trained.
       throughput: The file of the speed over the steps.
       state: The file of what is known now, for `relu-sparsity status`.
       first_step: Updates done before.
@@ -42,7 +40,6 @@ class Progress:
         self,
         name: str,
         config: RunConfig,
-        mlp_dims: Sequence[int],
         *,
         throughput: AnyPath,
         state: AnyPath,
@@ -56,7 +53,7 @@ class Progress:
         self._tokens_per_step = config.training.global_batch_size * config.training.seq_len
         self._flops_per_token = 3 * forward_flops_per_token(
             emb_dim=config.model.emb_dim,
-            mlp_dims=mlp_dims,
+            mlp_dims=config.model.mlp_dims,
             seq_len=config.training.seq_len,
             vocab_size=config.tokenizer.vocab_size,
         )

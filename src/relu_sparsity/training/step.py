@@ -123,13 +123,12 @@ def token_losses(
     return loss, 1.0 - more_likely.any(axis=-1)
 
 
-def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], mesh: Mesh) -> Steps:
+def make_steps(config: RunConfig, *, vocab_size: int, mesh: Mesh) -> Steps:
     """Builds the compiled functions of one run.
 
     Args:
       config: The run's parameters.
       vocab_size: Tokens in the vocabulary.
-      mlp_dims: The width of each layer.
       mesh: One axis, `data`, over which the batch is sharded. Parameters are replicated.
 
     Raises:
@@ -150,7 +149,6 @@ def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], m
             config.model,
             vocab_size=vocab_size,
             max_len=training.seq_len,
-            mlp_dims=mlp_dims,
             rngs=nnx.Rngs(jax.random.key(seed)),
         )
 
@@ -171,7 +169,7 @@ def make_steps(config: RunConfig, *, vocab_size: int, mlp_dims: Sequence[int], m
 
         def train(state: TrainState, tokens, learning_rate, kept_units):
             batch, length = tokens.shape
-            probes = None if group_size is None else count_probes(mlp_dims, batch)
+            probes = None if group_size is None else count_probes(config.model.mlp_dims, batch)
             differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
             (loss, accuracy), (grads, counts) = differentiate(
                 state.params, probes, tokens, kept_units

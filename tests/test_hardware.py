@@ -2,7 +2,7 @@
 
 import pytest
 
-from relu_sparsity.tpu.hardware import GIB, HARDWARE, peak_flops
+from relu_sparsity.hardware import GIB, HARDWARE, peak_flops
 
 
 @pytest.mark.parametrize(

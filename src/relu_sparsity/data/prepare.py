@@ -1,0 +1,48 @@
+"""Makes a scale's text ready: the data set, the tokenizer, and the manifest of both."""
+
+from pathlib import Path
+
+from etils import epath
+
+from relu_sparsity import fingerprint
+from relu_sparsity.data import sources
+from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import atomic_write, write_json
+from relu_sparsity.layout import Layout, data_root
+from relu_sparsity.params import DataParams, Params
+
+
+def prepare_text(data: DataParams) -> Path:
+    """Builds the data set on this machine's disk, unless this very code has built it already."""
+    code = fingerprint.code(["data.builders"])
+    return sources.prepare(data, data_root(), fingerprint.digest(code))
+
+
+def write_tokenizer(params: Params, layout: Layout) -> None:
+    """Builds the data set and trains the tokenizer on it, or copies the given tokenizer."""
+    config = params.defaults
+    folder = prepare_text(config.data)
+    given = config.tokenizer.model
+    if given is None:
+        train_tokenizer(
+            sources.documents(config.data, folder, "train"),
+            config.tokenizer.vocab_size,
+            layout.tokenizer,
+            config.tokenizer.train_documents,
+        )
+        return
+    tokenizer = load_tokenizer(given)
+    if tokenizer.vocab_size != config.tokenizer.vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size: {config.tokenizer.vocab_size}, but {given} has "
+            f"{tokenizer.vocab_size} tokens; allowed: {tokenizer.vocab_size}"
+        )
+    with atomic_write(layout.tokenizer) as temporary:
+        temporary.write_bytes(epath.Path(given).read_bytes())
+
+
+def write_manifest(params: Params, layout: Layout) -> None:
+    """Describes the data set and the tokenizer by their content."""
+    data = params.defaults.data
+    write_json(layout.manifest, sources.manifest(data, prepare_text(data), layout.tokenizer))

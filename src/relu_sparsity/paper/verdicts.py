@@ -1,0 +1,227 @@
+"""The verdict on each of the paper's claims, with its numbers."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import yaml
+
+from relu_sparsity.files import read_json, to_json, write_text
+from relu_sparsity.paper.claims import CLAIMS, Claim
+from relu_sparsity.paper.evidence import MeasuredResults, PublishedResults, UndecidableError
+from relu_sparsity.paper.history import load_runs
+from relu_sparsity.paper.published import published
+from relu_sparsity.paper.rules import DRIFT
+
+if TYPE_CHECKING:
+    from relu_sparsity.layout import Layout
+    from relu_sparsity.params import Params
+
+Verdict = Literal["reproduced", "not reproduced", "not decidable"]
+VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "not decidable")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A claim's verdict at a scale.
+
+    Attributes:
+      claim: The claim.
+      verdict: One of `VERDICTS`.
+      reason: Why it is not decidable; empty otherwise.
+      evidence: The numbers. Use is in percent, accuracy in 0 to 1, loss in nats per token.
+      paper: The same numbers of the paper's tables, and what its text says.
+      holds_in_paper: The verdict of the same rule on Tables 1-5, where they are enough.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    reason: str
+    evidence: dict[str, Any]
+    paper: dict[str, Any] = field(default_factory=dict)
+    holds_in_paper: Verdict | None = None
+
+
+def decide_claims(results: MeasuredResults) -> list[Decision]:
+    """Decides all claims. What is missing makes a claim not decidable, and never fails."""
+    return [_decide(claim, results) for claim in CLAIMS]
+
+
+def write_claims(params: "Params", layout: "Layout") -> None:
+    """Decides all claims and writes claims.json, claims.md and claims.rst.
+
+    Raises:
+      UserError: The results of a run or a mask are incomplete or malformed.
+    """
+    runs = load_runs(layout.results, {name: run.seeds for name, run in params.runs.items()})
+    decisions = decide_claims(MeasuredResults(runs, params, layout.results))
+    texts = {
+        "json": to_json(claims_json(decisions, params.scale)),
+        "md": claims_markdown(decisions, params.scale),
+        "rst": claims_rst(decisions),
+    }
+    for path in layout.claims:
+        write_text(path, texts[path.suffix.removeprefix(".")])
+
+
+def count_verdicts(decisions: list[Decision]) -> dict[Verdict, int]:
+    """How many claims have each verdict."""
+    counts = Counter(each.verdict for each in decisions)
+    return {verdict: counts[verdict] for verdict in VERDICTS}
+
+
+def claims_json(decisions: list[Decision], scale: str) -> dict[str, Any]:
+    """All that is known about the claims, for programs."""
+    return {
+        "scale": scale,
+        "counts": count_verdicts(decisions),
+        "claims": [
+            {
+                "number": each.claim.number,
+                "source": each.claim.source,
+                "statement": each.claim.statement,
+                "rule": each.claim.rule,
+                "remark": each.claim.remark,
+                "verdict": each.verdict,
+                "reason": each.reason,
+                "evidence": each.evidence,
+                "paper": each.paper,
+                "holds_in_paper": each.holds_in_paper,
+            }
+            for each in decisions
+        ],
+    }
+
+
+def claims_markdown(decisions: list[Decision], scale: str) -> str:
+    """The claims as a page: a line for each, then the rules and all numbers."""
+    lines = [
+        f"# The paper's claims at the scale `{scale}`",
+        "",
+        _summary(decisions),
+        "",
+        "| | Claim | Source | Verdict | On the paper's own tables |",
+        "|--:|:--|:--|:--|:--|",
+    ]
+    for each in decisions:
+        claim = each.claim
+        paper = each.holds_in_paper or "–"
+        cells = (claim.number, claim.statement, claim.source, f"**{each.verdict}**", paper)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    for each in decisions:
+        claim = each.claim
+        lines += ["", f"## {claim.number}. {claim.statement}", "", f"*Rule.* {claim.rule}", ""]
+        reason = f": {each.reason}" if each.reason else ""
+        lines.append(f"*Verdict.* **{each.verdict}**{reason}.")
+        for name, numbers in (("Here", each.evidence), ("Paper", each.paper)):
+            if numbers:
+                lines += ["", f"*{name}.* {numbers_text(numbers)}."]
+        if claim.remark:
+            lines += ["", claim.remark]
+    return "\n".join(lines) + "\n"
+
+
+def claims_rst(decisions: list[Decision]) -> str:
+    """The claims as a reStructuredText table, the first page of the report."""
+    lines = [
+        _summary(decisions),
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "   :widths: 4 30 12 27 27",
+        "",
+    ]
+    rows = [("", "Claim", "Verdict", "Numbers", "Rule")]
+    for each in decisions:
+        claim = each.claim
+        numbers = ". ".join(filter(None, (each.reason, numbers_text(each.evidence))))
+        statement = f"{claim.statement} ({claim.source})"
+        rows.append((str(claim.number), statement, each.verdict, numbers, claim.rule))
+    for row in rows:
+        cells = [f"- {_escape_rst(cell)}".rstrip() for cell in row]
+        lines += [f"   * {cells[0]}", *(f"     {cell}" for cell in cells[1:])]
+    return "\n".join(lines) + "\n"
+
+
+def _decide(claim: Claim, results: MeasuredResults) -> Decision:
+    paper = published()["text"].get(claim.number, {})
+    holds_in_paper: Verdict | None = None
+    if claim.in_tables:
+        finding = claim.decide(PublishedResults())
+        paper = {**_plain(finding.evidence), **{f"text_{key}": paper[key] for key in paper}}
+        holds_in_paper = "reproduced" if finding.holds else "not reproduced"
+    verdict: Verdict
+    missing = [run for run in claim.runs if run not in results.runs]
+    try:
+        if missing:
+            raise UndecidableError(f"there are no results of {', '.join(missing)} at this scale")
+        finding = claim.decide(results)
+        reason = finding.undecided or (_not_converged(claim, results) if claim.converged else "")
+        verdict = "not decidable" if reason else "reproduced" if finding.holds else "not reproduced"
+        evidence = _plain(finding.evidence)
+    except UndecidableError as error:
+        verdict, reason, evidence = "not decidable", str(error), {}
+    return Decision(claim, verdict, reason, evidence, paper, holds_in_paper)
+
+
+def _not_converged(claim: Claim, results: MeasuredResults) -> str:
+    drift = {run: results.drift(run) for run in claim.runs}
+    worst = max(drift, key=lambda run: drift[run])
+    if drift[worst] <= DRIFT:
+        return ""
+    return (
+        f"{worst} has not converged: batch use of a layer moves by {drift[worst]:.1f} points "
+        f"between the halves of the convergence window; at most {DRIFT:g} are allowed"
+    )
+
+
+def _summary(decisions: list[Decision]) -> str:
+    counts = (f"{count} {verdict}" for verdict, count in count_verdicts(decisions).items())
+    return (
+        f"Of the paper's {len(decisions)} claims: {', '.join(counts)}. A verdict speaks of the "
+        "models of this scale; only those of the paper's size can say whether the paper is right."
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as JSON has them, with six digits."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(each) for each in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def numbers_text(evidence: dict[str, Any]) -> str:
+    return "; ".join(f"{key}: {_text(value)}" for key, value in evidence.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _escape_rst(text: str) -> str:
+    return "".join(f"\\{each}" if each in "\\*`_|" else each for each in text)
+
+
+def write_summary(params: "Params", layout: "Layout") -> None:
+    """Sums up a scale in a few numbers, for `dvc metrics`.
+
+    Reads each run's metrics.json, and claims.json. Writes, for every run, the mean over its seeds
+    of the held-out `loss` (nats) and of `batch_use` (percent of all units), and in `claims` how
+    many are reproduced, not reproduced and not decidable.
+    """
+    means: dict[str, dict[str, float]] = {"loss": {}, "batch_use": {}}
+    for name, run in params.runs.items():
+        seeds = [read_json(layout.run(name, seed) / "metrics.json") for seed in run.seeds]
+        for metric, key in (("loss", "loss"), ("batch_use", "total_batch_use")):
+            means[metric][name] = float(f"{np.mean([seed[key] for seed in seeds]):.6g}")
+    claims = read_json(layout.results / "claims.json")["claims"]
+    found = Counter(claim["verdict"] for claim in claims)
+    verdicts = {verdict.replace(" ", "_"): found[verdict] for verdict in VERDICTS}
+    write_text(layout.summary, yaml.safe_dump({"claims": verdicts, **means}, sort_keys=False))

@@ -1,0 +1,54 @@
+"""What every section of a parameter file has in common, and how its mistakes are told."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from relu_sparsity.errors import UserError
+
+
+class Section(BaseModel):
+    """A section of a parameter file: immutable, and every key is known."""
+
+    # Strict: "6" is no number, and neither is true.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file.
+
+    Raises:
+      UserError: It is missing, cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run this in the project's folder") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {error}") from None
+
+
+def told(error: Any, known: Iterable[str]) -> tuple[list[str], str]:
+    """What one of pydantic's errors says.
+
+    Args:
+      error: One of `ValidationError.errors()`.
+      known: The keys that are allowed where it is about an unknown one.
+
+    Returns:
+      The path of the key, and the value with what is allowed.
+    """
+    location = [str(part) for part in error["loc"]]
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        # A check of several keys names the one at fault itself.
+        key, _, text = text.partition(": ")
+        return location + key.split("."), text
+    if error["type"] == "extra_forbidden":
+        return location, f"is no known key; allowed: {', '.join(known)}"
+    return location, f"{error['input']!r}: {text[0].lower()}{text[1:]}"

@@ -1,0 +1,74 @@
+"""A process that trains: its threads, the others of its run, and how it ends when it is stopped."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import typer
+
+from relu_sparsity import processes
+from relu_sparsity.errors import Interrupted
+from relu_sparsity.files import absolute
+from relu_sparsity.layout import store_root
+
+
+@dataclass(frozen=True)
+class OtherProcesses:
+    """How a process finds the others of its run."""
+
+    distributed: bool | None
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+    heartbeat_timeout: int
+
+    def connect(self) -> None:
+        from relu_sparsity import distributed
+
+        wanted = self.distributed
+        if wanted is None:
+            wanted = self.coordinator_address is not None or distributed.started_by_srun()
+        if not wanted:
+            return
+        distributed.initialize(
+            self.coordinator_address,
+            self.num_processes,
+            self.process_id,
+            heartbeat_timeout_seconds=self.heartbeat_timeout,
+        )
+        if not distributed.is_leader():
+            # All say the same.
+            logging.getLogger().setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def training_process(
+    threads: int | None, stop_with_parent: bool, others: OtherProcesses
+) -> Iterator[None]:
+    """Sets up a process that may train; a run that was asked to stop ends with status 143."""
+    if stop_with_parent:
+        processes.stop_with_parent()
+    _configure_jax(threads)
+    others.connect()
+    from relu_sparsity import distributed
+
+    try:
+        with distributed.fail_together():
+            yield
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(143) from None
+
+
+def _configure_jax(threads: int | None) -> None:
+    """Bounds XLA's threads and shares compiled programs between runs; call before JAX starts."""
+    if threads is not None:
+        # XLA sizes its thread pools by NPROC.
+        os.environ["NPROC"] = str(threads)
+    cache = absolute(store_root() / "compiled")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -1,0 +1,186 @@
+"""A run from its parameters to its results: what is trained, on what, from where.
+
+Every process of a run calls these functions; the first one writes.
+"""
+
+import json
+import logging
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from relu_sparsity import distributed, interventions
+from relu_sparsity.data import sources
+from relu_sparsity.data.prepare import prepare_text
+from relu_sparsity.data.tokenizer import load_tokenizer
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import AnyPath, atomic_write, write_json
+from relu_sparsity.layout import Layout
+from relu_sparsity.params import MASKS, Params
+from relu_sparsity.provenance import record_keys
+from relu_sparsity.runs import Run, resolve
+from relu_sparsity.training import loop
+from relu_sparsity.training.history import read_units
+from relu_sparsity.training.loop import TrainingJob
+
+log = logging.getLogger(__name__)
+
+
+def train(params: Params, layout: Layout, run: str, seed: int) -> None:
+    """Trains a run unless the store has it, and exports its result files.
+
+    Raises:
+      UserError: Another process trains the run, or the training diverged.
+      relu_sparsity.errors.Interrupted: It was asked to stop.
+    """
+    resolved = resolve(params, layout, run, seed)
+    store = resolved.store
+    if distributed.is_leader():
+        resolved.keep_results()
+    if distributed.ask_leader(store.is_finished):
+        log.info("%s is in the store: exports it", store.name)
+    else:
+        with distributed.held_by_leader(store.lock()):
+            if not distributed.ask_leader(store.is_finished):
+                _train(resolved)
+    if distributed.is_leader():
+        resolved.export()
+
+
+def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
+    """Writes the units that a masked run keeps, as `layer<L>` in an NPZ file (section 4.1.1)."""
+    resolved = resolve(params, layout, run, seed)
+    parent, mask = resolved.parent, resolved.config.mask
+    if resolved.intervention not in MASKS or parent is None:
+        raise UserError(
+            f"runs.{run}.intervention: {resolved.intervention}; allowed: {', '.join(MASKS)}"
+        )
+    branch = ensure_branch(parent, mask.step)
+    if not distributed.is_leader():
+        return
+    used = read_units(branch / "units.npz", mask.step)
+    kept = (
+        interventions.unused_mask(used)
+        if resolved.intervention == "mask_unused"
+        else interventions.random_mask(used, seed=mask.seed, run_seed=seed, over=mask.random_over)
+    )
+    arrays: dict[str, Any] = {f"layer{index}": layer for index, layer in enumerate(kept)}
+    with atomic_write(resolved.intervention_file) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    total = sum(layer.size for layer in kept)
+    off = total - sum(int(layer.sum()) for layer in kept)
+    log.info("%s masks %d of %d units (%.1f %%)", run, off, total, 100 * off / total)
+
+
+def write_widths(params: Params, layout: Layout, run: str, seed: int) -> None:
+    """Writes the layers' widths of a run that is as wide as what its parent used (section 4.4)."""
+    resolved = resolve(params, layout, run, seed)
+    parent = resolved.parent
+    if resolved.intervention != "used_widths" or parent is None:
+        raise UserError(f"runs.{run}.intervention: {resolved.intervention}; allowed: used_widths")
+    last = parent.config.training.num_steps - 1
+    used = read_units(parent.folder / "units.npz", last)
+    multiple_of = resolved.config.round2.width_multiple_of
+    widths = interventions.used_widths(used, multiple_of=multiple_of)
+    write_json(resolved.intervention_file, {"mlp_dims": widths})
+    log.info("%s has the widths %s", run, ", ".join(map(str, widths)))
+
+
+def ensure_branch(run: Run, step: int) -> AnyPath:
+    """The branch of a run at `step`, replayed from the start where the store does not have it."""
+    store = run.store
+
+    def is_there() -> bool:
+        return distributed.ask_leader(lambda: store.has_branch(step))
+
+    if is_there():
+        return store.branch(step)
+    log.info("%s has no checkpoint at step %d in the store: trains up to it", store.name, step)
+    replay = store.replay(step)
+    with distributed.held_by_leader(store.lock(patience=math.inf)):
+        if is_there():
+            return store.branch(step)
+        job = replace(
+            training_job(run),
+            checkpoints=replay / "checkpoints",
+            throughput=replay / "throughput.csv",
+            progress=replay / "progress.json",
+            branches={step: store.branch(step)},
+        )
+        loop.train(job, until=step)
+        if distributed.is_leader():
+            replay.rmtree()
+    return store.branch(step)
+
+
+def training_job(run: Run) -> TrainingJob:
+    """What the loop needs to train a run whose text, mask or widths are there."""
+    config, store = run.config, run.store
+    folder = prepare_text(config.data)
+    start = unit_masks = None
+    if run.intervention in MASKS and run.parent is not None:
+        with np.load(run.intervention_file) as arrays:
+            unit_masks = [arrays[f"layer{index}"] for index in range(config.model.num_layers)]
+        step = config.mask.step
+        start = (ensure_branch(run.parent, step), step)
+    elif run.intervention == "used_widths":
+        config = config.with_mlp_dims(json.loads(run.intervention_file.read_text())["mlp_dims"])
+    return TrainingJob(
+        name=store.name,
+        config=config,
+        seed=run.seed,
+        train_documents=sources.documents(config.data, folder, "train"),
+        heldout_documents=sources.documents(config.data, folder, "heldout"),
+        tokenizer=load_tokenizer(run.tokenizer),
+        checkpoints=store.checkpoints,
+        throughput=store.throughput,
+        progress=store.progress,
+        branches={step: store.branch(step) for step in run.branch_steps},
+        start=start,
+        unit_masks=unit_masks,
+    )
+
+
+def _train(run: Run) -> None:
+    job = training_job(run)
+    history = loop.train(job)
+    if not distributed.is_leader():
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        history.write(folder)
+        record = record_keys(run.job.fingerprint, sorted(folder.iterdir()))
+        write_json(folder / "run.json", _describe(run, job) | record)
+        run.store.finish(folder)
+
+
+def _describe(run: Run, job: TrainingJob) -> dict[str, Any]:
+    config = job.config.fingerprinted(run.intervention)
+    config["model"]["mlp_dims"] = list(job.config.model.mlp_dims)
+    part = loop.compaction(job)
+    config["data"].pop("data_dir")
+    parent = None
+    if run.parent is not None:
+        step = job.start[1] if job.start else None
+        parent = {"run": run.parent.name, "seed": run.seed, "step": step}
+        if job.start is not None:
+            parent["device_kind"] = loop.device_kind_of(job.start[0])
+    return {
+        "scale": run.scale,
+        "run": run.name,
+        "seed": run.seed,
+        "intervention": run.intervention,
+        "parent": parent,
+        "config": config,
+        "trained_mlp_dims": list(part.mlp_dims if part else job.config.model.mlp_dims),
+        "environment": {
+            "jax": jax.__version__,
+            "device_kind": jax.devices()[0].device_kind,
+            "num_devices": jax.device_count(),
+        },
+    }

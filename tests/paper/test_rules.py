@@ -1,0 +1,282 @@
+import numpy as np
+import pytest
+from paper_runs import make_params, write_mask, write_paper_runs
+
+from relu_sparsity.paper.claims import CLAIMS
+from relu_sparsity.paper.evidence import MeasuredResults
+from relu_sparsity.paper.history import load_runs
+from relu_sparsity.paper.verdicts import decide_claims
+
+CLAIM_NUMBERS = [claim.number for claim in CLAIMS]
+
+
+def decide(results, number):
+    """The decision on one claim."""
+    return decide_claims(results)[number - 1]
+
+
+def use(results, run, metric):
+    """The curve of a run's only seed, to be changed."""
+    (history,) = results.runs[run].values()
+    return history.unit_use[metric]
+
+
+def units(results, run, when):
+    """The units of a run's only seed at the first or the last step, to be changed."""
+    (history,) = results.runs[run].values()
+    return history.units[0 if when == "first" else history.num_steps - 1]
+
+
+def accuracy(results, run):
+    """The held-out accuracy of a run's only seed, to be changed."""
+    (history,) = results.runs[run].values()
+    return history.eval_accuracy
+
+
+@pytest.mark.parametrize("number", CLAIM_NUMBERS)
+def test_runs_with_the_papers_numbers_reproduce_the_claim(results, number):
+    decision = decide(results, number)
+    assert decision.verdict == "reproduced", (decision.reason, decision.evidence)
+    assert decision.evidence
+    assert decision.reason == ""
+
+
+def test_the_rules_hold_on_the_published_tables(results):
+    decisions = decide_claims(results)
+    in_tables = {each.claim.number: each.holds_in_paper for each in decisions}
+    decidable = {1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 19, 20, 25, 27}
+    assert {number for number, verdict in in_tables.items() if verdict} == decidable
+    assert {in_tables[number] for number in decidable} == {"reproduced"}
+    assert decisions[3].paper["pearson"] == pytest.approx(-0.054, abs=1e-3)
+    assert decisions[3].paper["text_pearson"] == -0.15
+
+
+def _break_1(results):
+    use(results, "baseline", "batch_use")[:, 0] = 0.99
+
+
+def _break_2(results):
+    use(results, "baseline", "batch_use")[:, 5] = 0.8
+
+
+def _break_3(results):
+    use(results, "baseline", "batch_use")[:, 0] = 0.5
+
+
+def _break_4(results):
+    use(results, "baseline", "token_use")[:] = use(results, "baseline", "batch_use") / 10
+
+
+def _break_5(results):
+    use(results, "baseline", "token_use")[:, 4] = 0.05
+
+
+def _break_6(results):
+    first = units(results, "baseline", "first")
+    first[2], first[3] = first[3], first[2]
+
+
+def _break_7(results):
+    units(results, "baseline", "last")[5] &= units(results, "baseline", "first")[5]
+
+
+def _break_8(results):
+    units(results, "baseline", "last")[1][:] = False
+
+
+def _break_9(results):
+    token_use = use(results, "baseline", "token_use")
+    token_use[:] = token_use[:, [5, 4, 3, 2, 1, 0]]
+
+
+def _break_10(results):
+    p50 = use(results, "baseline", "p50")
+    np.minimum.accumulate(p50[:, 0], out=p50[:, 0])
+
+
+def _break_11(results):
+    batch_use = use(results, "baseline", "batch_use")
+    batch_use[1:] = batch_use[-1]
+
+
+def _break_12(results):
+    last = units(results, "baseline", "last")
+    for layer, on in enumerate(units(results, "baseline", "first")):
+        last[layer] &= on
+
+
+def _break_13(results):
+    for layer in units(results, "baseline", "last"):
+        layer[:] = True
+
+
+def _break_14(results):
+    accuracy(results, "masked")[5] -= 0.02
+
+
+def _break_15(results):
+    write_mask(results.results_dir / "runs/masked/seed0/mask.npz", [32768] * 6, 0.1)
+
+
+def _break_16(results):
+    accuracy(results, "random_masked")[:] = accuracy(results, "baseline")
+
+
+def _break_17(results):
+    units(results, "round2", "last")[0][:] = True
+
+
+def _break_18(results):
+    accuracy(results, "round2")[:] = accuracy(results, "round1")
+
+
+def _break_19(results):
+    use(results, "lr_x5of3", "batch_use")[:, 0] = 0.6
+
+
+def _break_20(results):
+    use(results, "lr_x1of3", "batch_use")[:, 0] = 0.1
+
+
+def _break_21(results):
+    results.runs["lr_x2of3"][0].eval_loss[:] -= 0.1
+
+
+def _break_22(results):
+    use(results, "width_x1of4", "token_use")[:] = 0.01
+
+
+def _break_23(results):
+    use(results, "depth_14", "batch_use")[:] = 0.1
+
+
+def _break_24(results):
+    use(results, "depth_14", "batch_use")[:, 6] = 0.9
+
+
+def _break_25(results):
+    use(results, "baseline", "p65")[:, 1] = 0.1
+
+
+def _break_26(results):
+    use(results, "baseline", "batch_use")[60:120, 2] += 0.1
+
+
+def _break_27(results):
+    use(results, "baseline", "sequence_use")[:, 0] = 0.05
+
+
+@pytest.mark.parametrize("number", CLAIM_NUMBERS)
+def test_a_broken_claim_is_not_reproduced(results, number, tmp_path):
+    results = MeasuredResults(results.runs, results.params, tmp_path)
+    for run in ("masked", "random_masked"):
+        write_mask(tmp_path / "runs" / run / "seed0" / "mask.npz", [32768] * 6, 0.3)
+    globals()[f"_break_{number}"](results)
+    decision = decide(results, number)
+    assert decision.verdict == "not reproduced", (decision.reason, decision.evidence)
+    assert decision.evidence
+
+
+class TestEquivalence:
+    """Claim 14, and its relatives 16 and 18."""
+
+    def test_equal_arms_are_equivalent(self, results):
+        accuracy(results, "masked")[:] = accuracy(results, "baseline")
+        decision = decide(results, 14)
+        assert decision.verdict == "reproduced"
+        assert decision.evidence["largest_p_equivalent"] == 0
+
+    def test_other_held_out_sequences_are_no_pairs(self, results):
+        history = results.runs["masked"][0]
+        object.__setattr__(history, "eval_accuracy", history.eval_accuracy[:, :35])
+        decision = decide(results, 14)
+        assert decision.verdict == "not decidable"
+        assert "other held-out sequences" in decision.reason
+
+    def test_no_significant_difference_is_not_enough(self, results):
+        noise = np.random.default_rng(0).normal(0, 0.1, accuracy(results, "masked").shape)
+        accuracy(results, "masked")[:] += noise - noise.mean(axis=1, keepdims=True)
+        decision = decide(results, 14)
+        assert decision.verdict == "not decidable"
+        assert "neither" in decision.reason
+
+    def test_a_small_difference_within_the_margin_is_equivalent(self, results):
+        accuracy(results, "masked")[1:] -= 0.002
+        assert decide(results, 14).verdict == "reproduced"
+
+    def test_before_the_mask_step_nothing_counts(self, results):
+        accuracy(results, "masked")[0] -= 0.2
+        assert decide(results, 14).verdict == "reproduced"
+
+    def test_too_little_data(self, results):
+        for (history,) in (results.runs[run].values() for run in ("baseline", "masked")):
+            object.__setattr__(history, "eval_accuracy", history.eval_accuracy[:, :10])
+        decision = decide(results, 14)
+        assert decision.verdict == "not decidable"
+        assert "too little data" in decision.reason
+
+    def test_seeds_are_the_pairs_where_there_are_three(self, tmp_path):
+        arms = ("baseline", "masked", "random_masked")
+        params = make_params(runs={run: {"seeds": [0, 1, 2]} for run in arms})
+        write_paper_runs(tmp_path, params)
+        runs = load_runs(tmp_path, dict.fromkeys(arms, (0, 1, 2)))
+        results = MeasuredResults(runs, params, tmp_path)
+        for number in (14, 16):
+            decision = decide(results, number)
+            assert decision.verdict == "reproduced"
+            assert decision.evidence["pairs"] == "3 seeds"
+
+    @pytest.mark.parametrize("number", [14, 16])
+    def test_a_small_mask_decides_nothing(self, results, tmp_path, number):
+        for run in ("masked", "random_masked"):
+            write_mask(tmp_path / "runs" / run / "seed0" / "mask.npz", [32768] * 6, 0.05)
+        decision = decide(MeasuredResults(results.runs, results.params, tmp_path), number)
+        assert decision.verdict == "not decidable"
+        assert "5.0 % of the units" in decision.reason
+
+    def test_a_significant_but_small_loss_is_no_collapse(self, results):
+        accuracy(results, "random_masked")[:] = accuracy(results, "masked") - 0.003
+        accuracy(results, "baseline")[:] = accuracy(results, "masked")
+        decision = decide(results, 16)
+        assert decision.verdict == "not reproduced"
+        assert decision.evidence["p_against_baseline"] < 0.05
+
+    @pytest.mark.parametrize("number", [17, 18])
+    def test_a_round_1_that_uses_everything_decides_nothing(self, results, number):
+        for layer in units(results, "round1", "last"):
+            layer[:] = True
+        decision = decide(results, number)
+        assert decision.verdict == "not decidable"
+        assert "round 1 uses 100.0 %" in decision.reason
+
+
+def test_a_layer_that_never_drops_leaves_the_order_undecided(results):
+    use(results, "baseline", "token_use")[:, 2] = 0.5
+    decision = decide(results, 9)
+    assert decision.verdict == "not decidable"
+    assert "layer(s) 2" in decision.reason
+
+
+def test_a_tie_of_learning_rates_is_undecided(results):
+    results.runs["lr_x2of3"][0].eval_loss[:] = results.runs["baseline"][0].eval_loss
+    decision = decide(results, 21)
+    assert (decision.verdict, decision.reason) == (
+        "not decidable",
+        "the best learning rates are a tie",
+    )
+
+
+def test_a_coarse_history_leaves_the_start_undecided(results):
+    (history,) = results.runs["baseline"].values()
+    coarse = slice(None, None, 4)
+    object.__setattr__(history, "steps", history.steps[coarse])
+    for metric in history.unit_use:
+        history.unit_use[metric] = history.unit_use[metric][coarse]
+    decision = decide(results, 11)
+    assert decision.verdict == "not decidable"
+    assert "1 measured steps up to 80" in decision.reason
+
+
+def test_few_deaths_leave_their_time_undecided(results):
+    use(results, "baseline", "batch_use")[:] = 0.9
+    assert "too few to tell" in decide(results, 11).reason

@@ -1,0 +1,109 @@
+import json
+from dataclasses import replace
+
+import pytest
+from docutils.core import publish_doctree
+from paper_runs import layout_of
+
+from relu_sparsity.layout import CLAIM_FORMATS
+from relu_sparsity.paper.claims import CLAIMS
+from relu_sparsity.paper.evidence import MeasuredResults
+from relu_sparsity.paper.verdicts import (
+    VERDICTS,
+    claims_rst,
+    count_verdicts,
+    decide_claims,
+    write_claims,
+)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_shallow_models_are_not_decidable_where_layers_are_compared(results, num_layers):
+    for seeds in results.runs.values():
+        for seed, history in seeds.items():
+            model = history.config["model"] | {"mlp_dims": history.mlp_dims[:num_layers]}
+            seeds[seed] = replace(
+                history,
+                config=history.config | {"model": model},
+                unit_use={key: each[:, :num_layers] for key, each in history.unit_use.items()},
+                units={step: each[:num_layers] for step, each in history.units.items()},
+            )
+    decisions = decide_claims(results)
+    assert decisions[0].verdict == "not decidable"
+    assert decisions[0].reason == (
+        f"baseline has {num_layers} layers; what is claimed of layers needs 3"
+    )
+    # A claim about accuracies asks for no layers.
+    assert decisions[20].verdict == "reproduced"
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=[claim.number for claim in CLAIMS])
+def test_a_missing_run_is_named(results, claim):
+    for run in claim.runs:
+        runs = {name: seeds for name, seeds in results.runs.items() if name != run}
+        without = MeasuredResults(runs, results.params, results.results_dir)
+        decision = decide_claims(without)[claim.number - 1]
+        assert decision.verdict == "not decidable"
+        assert run in decision.reason
+
+
+def test_without_any_run_nothing_is_decided(tmp_path, params):
+    write_claims(params, layout_of(tmp_path))
+    counts = json.loads((tmp_path / "claims.json").read_text())["counts"]
+    assert counts == {"reproduced": 0, "not reproduced": 0, "not decidable": 27}
+
+
+def test_a_run_that_has_not_converged_decides_nothing_about_convergence(results):
+    history = results.runs["baseline"][0]
+    history.unit_use["batch_use"][history.steps >= 9500, 3] += 0.05
+    undecided = [each for each in decide_claims(results) if each.verdict == "not decidable"]
+    assert {each.claim.number for each in undecided} == {
+        claim.number for claim in CLAIMS if claim.converged and "baseline" in claim.runs
+    }
+    assert all("baseline has not converged" in each.reason for each in undecided)
+    assert all(each.evidence for each in undecided)
+
+
+class TestFiles:
+    def test_same_runs_same_bytes(self, results_dir, params):
+        texts = []
+        for _ in range(2):
+            write_claims(params, layout_of(results_dir))
+            texts.append([path.read_bytes() for path in layout_of(results_dir).claims])
+        assert texts[0] == texts[1]
+        assert len(texts[0]) == len(CLAIM_FORMATS)
+
+    def test_json_has_everything(self, results_dir, params):
+        write_claims(params, layout_of(results_dir))
+        document = json.loads((results_dir / "claims.json").read_text())
+        assert document["counts"] == {"reproduced": 27, "not reproduced": 0, "not decidable": 0}
+        claim = document["claims"][0]
+        assert claim["evidence"]["batch_use"] == [13.3, 79.3, 71.0, 73.0, 86.1, 95.6]
+        assert claim["paper"]["batch_use"] == [13.3, 79.3, 71.0, 73.0, 86.1, 95.6]
+        assert all(each["rule"] and each["verdict"] in VERDICTS for each in document["claims"])
+
+    def test_markdown_has_a_line_and_a_section_for_each(self, results_dir, params):
+        write_claims(params, layout_of(results_dir))
+        text = (results_dir / "claims.md").read_text()
+        rows = [line for line in text.splitlines() if line.startswith("| ")]
+        assert len(rows) == 28
+        assert {line.count("|") for line in rows} == {6}
+        assert text.count("\n## ") == 27
+
+    def test_restructured_text_is_one_table(self, results):
+        decisions = decide_claims(results)
+        tree = publish_doctree(
+            claims_rst(decisions), settings_overrides={"report_level": 1, "halt_level": 2}
+        )
+        (table,) = tree.findall(lambda node: node.tagname == "tgroup")
+        rows = list(table.findall(lambda node: node.tagname == "row"))
+        assert len(rows) == 28
+        assert {len(row.children) for row in rows} == {5}
+        assert "batch_use: 13.3, 79.3" in rows[1].astext()
+        assert "{{" not in claims_rst(decisions)
+
+    def test_verdicts_are_counted(self, results):
+        results.runs["lr_x2of3"][0].eval_loss[:] -= 0.1
+        del results.runs["depth_14"]
+        counts = count_verdicts(decide_claims(results))
+        assert counts == {"reproduced": 24, "not reproduced": 1, "not decidable": 2}
