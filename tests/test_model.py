@@ -24,6 +24,8 @@ CHOICES = [
     {"positions": "learned"},
     {"tie_embeddings": False},
     {"norm": "rmsnorm"},
+    {"norm_position": "post"},
+    {"scale_embeddings": True},
     {"mlp_bias": False},
     {"attention_bias": True},
     {"remat": True},

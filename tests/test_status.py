@@ -113,3 +113,13 @@ def test_a_finished_run(store):
     (store.finished / "run.json").write_text("{}")
     told = of_baseline()
     assert (told.state, told.step, told.loss) == ("finished", 800, 3.25)
+
+
+@pytest.mark.parametrize(("loss", "told"), [(6.45, "6.4500, as unigrams"), (6.3, "6.3000")])
+def test_a_model_that_has_learned_no_more_than_unigrams_is_pointed_out(store, loss, told):
+    write_progress(store, heldout_loss=loss, unigram_loss=6.5)
+    (line,) = [
+        line for line in status.as_lines([of_baseline()]) for line in line.splitlines()
+        if line.startswith("baseline")
+    ]  # fmt: skip
+    assert f"{told}  " in line

@@ -152,7 +152,7 @@ def _rows(params: Params, layout: Layout) -> Iterator[Job]:
         layout.record(layout.manifest),
         stage="text",
         after=("tokenizer",),
-        parameters=text,
+        parameters=text | {"training": _heldout_shape(params)},
     )
     for name, seed in params.jobs():
         yield from _run_rows(params, layout, params.runs[name], seed, text)
@@ -271,6 +271,12 @@ def pruning_runs(params: Params) -> list[str]:
     """The masked runs whose saving is told, and the runs that they branch off."""
     pruned = [run for run in PRUNED_RUNS if run in params.runs]
     return sorted({*pruned, *(str(params.runs[run].parent) for run in pruned)})
+
+
+def _heldout_shape(params: Params) -> dict[str, int]:
+    """What decides which held-out tokens are predicted."""
+    training = params.defaults.training
+    return {"seq_len": training.seq_len, "eval_sequences": training.eval_sequences}
 
 
 @functools.cache

@@ -86,9 +86,10 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A pre-norm Transformer block."""
+    """A Transformer block, normalized before its parts (pre) or after them (post)."""
 
     def __init__(self, params: ModelParams, mlp_dim: int, *, rngs: nnx.Rngs) -> None:
+        self.norm_position = params.norm_position
         self.attention_norm = _norm(params, rngs)
         self.attention = Attention(params, rngs=rngs)
         self.mlp_norm = _norm(params, rngs)
@@ -100,6 +101,9 @@ class Block(nnx.Module):
         kept: KeptUnits,
         probe: Float[Array, "batch mlp"] | None,
     ) -> Float[Array, "batch seq emb"]:
+        if self.norm_position == "post":
+            x = self.attention_norm(x + self.attention(x))
+            return self.mlp_norm(x + self.mlp(x, kept.mask, probe))
         x = x + self.attention(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x), kept.mask, probe)
 
@@ -158,6 +162,7 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.dtype = params.dtype
+        self.embedding_scale = params.emb_dim**0.5 if params.scale_embeddings else 1.0
         embedding_init = nnx.initializers.normal(params.embedding_init_std)
         self.embed = nnx.Embed(
             vocab_size, params.emb_dim, embedding_init=embedding_init, dtype="float32", rngs=rngs
@@ -204,7 +209,7 @@ class Transformer(nnx.Module):
             if self.positions is None
             else self.positions[:length]
         )
-        x = (self.embed(tokens) + positions).astype(self.dtype)
+        x = (self.embedding_scale * self.embed(tokens) + positions).astype(self.dtype)
         for index, stack in enumerate(self.stacks):
             x = stack(
                 x,

@@ -77,10 +77,12 @@ class ModelParams(Section):
     mlp_dim: MlpDim = 32768
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     embedding_init_std: PositiveFloat = 0.02
+    scale_embeddings: bool = False
     mlp_bias: bool = False
     attention_bias: bool = False
     tie_embeddings: bool = True
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_position: Literal["pre", "post"] = "pre"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
@@ -186,7 +188,14 @@ class Round2Params(Section):
 
 
 class ClaimsParams(Section):
-    """The margins of the statistical claims, in accuracy (a fraction of the tokens)."""
+    """What verdicts need: margins in accuracy (a fraction of the tokens), and a model that learned.
+
+    A model has learned if its held-out loss is this share of the way down from that of unigrams to
+    that of bigrams. `purpose` says what verdicts at this scale mean: the first line of the claims.
+    """
+
+    purpose: str = ""
+    learned_share: PositiveFloat = 0.5
 
     significance_level: float = Field(default=0.05, gt=0, lt=0.5)
     equivalence_margin: PositiveFloat = 0.005

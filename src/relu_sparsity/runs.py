@@ -33,6 +33,7 @@ class Run:
       intervention_job: The job that makes its mask or its widths.
       text_jobs: The jobs that make its text.
       tokenizer: The tokenizer's file.
+      manifest: What its text is, and what n-grams make of it.
       folder: Its results.
       throughput: Its speed, as a result of this machine.
     """
@@ -48,6 +49,7 @@ class Run:
     intervention_job: Job | None
     text_jobs: tuple[Job, ...]
     tokenizer: Path
+    manifest: Path
     folder: Path
     throughput: Path
 
@@ -128,6 +130,7 @@ def _resolve(params: Params, layout: Layout, table: dict[str, Job], name: str, s
         intervention_job=table.get(f"mask/{of_run}") or table.get(f"widths/{of_run}"),
         text_jobs=(table["tokenizer"], table["data"]),
         tokenizer=layout.tokenizer,
+        manifest=layout.manifest,
         folder=layout.run(name, seed),
         throughput=layout.throughput(name, seed),
     )

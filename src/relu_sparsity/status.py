@@ -19,6 +19,8 @@ State = Literal["finished", "training", "silent", "stopped", "waiting", "not sta
 
 # A run that has not said anything for so long has probably been killed.
 _SILENT_SECONDS = 600.0
+# So close to the loss of unigrams (nats) a model has learned no more than which tokens are common.
+UNIGRAM_LEVEL = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RunStatus:
       num_steps: Updates in all.
       loss: The newest training loss, in nats.
       heldout_loss: The newest held-out loss, in nats.
+      unigram_loss: The held-out loss of how often each token occurs, in nats.
       tokens_per_second: Over the last steps, by all devices together.
       mfu: Model FLOP/s as a fraction of the devices' peak; None where the peak is not known.
       seconds_left: Until the end, at this speed.
@@ -49,6 +52,7 @@ class RunStatus:
     num_steps: int
     loss: float | None = None
     heldout_loss: float | None = None
+    unigram_loss: float | None = None
     tokens_per_second: float | None = None
     mfu: float | None = None
     seconds_left: float | None = None
@@ -77,8 +81,8 @@ def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
     run, seed, store = resolved.name, resolved.seed, resolved.store
     num_steps = resolved.config.training.num_steps
     known = json.loads(store.progress.read_text()) if store.progress.exists() else {}
-    told: dict[str, Any] = {key: known.get(key)
-            for key in ("loss", "heldout_loss", "tokens_per_second", "mfu")}  # fmt: skip
+    shown = ("loss", "heldout_loss", "unigram_loss", "tokens_per_second", "mfu")
+    told: dict[str, Any] = {key: known.get(key) for key in shown}
     where = _where(known)
     if store.is_finished():
         return RunStatus(run, seed, "finished", num_steps, num_steps, where=where, **told)
@@ -143,7 +147,19 @@ def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
     """A table for people to read."""
     from tabulate import tabulate
 
-    header = ["run", "seed", "state", "step", "loss", "tokens/s", "MFU", "left", "heard", "where"]
+    header = [
+        "run",
+        "seed",
+        "state",
+        "step",
+        "loss",
+        "held-out",
+        "tokens/s",
+        "MFU",
+        "left",
+        "heard",
+        "where",
+    ]
     rows = [
         [
             each.run,
@@ -151,6 +167,7 @@ def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
             each.state,
             f"{each.step:,} of {each.num_steps:,}",
             "" if each.loss is None else f"{each.loss:.4f}",
+            _heldout(each),
             "" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}",
             "" if each.mfu is None else f"{each.mfu:.1%}",
             "" if each.seconds_left is None else duration(each.seconds_left),
@@ -163,6 +180,15 @@ def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
     states = [each.state for each in statuses]
     counted = (f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     yield f"\n{len(states)} runs: {', '.join(counted)}"
+
+
+def _heldout(told: RunStatus) -> str:
+    if told.heldout_loss is None:
+        return ""
+    loss = f"{told.heldout_loss:.4f}"
+    if told.unigram_loss is not None and told.heldout_loss > told.unigram_loss - UNIGRAM_LEVEL:
+        return f"{loss}, as unigrams"
+    return loss
 
 
 def as_json(statuses: Sequence[RunStatus]) -> list[dict[str, Any]]:

@@ -107,3 +107,48 @@ class TestFiles:
         del results.runs["depth_14"]
         counts = count_verdicts(decide_claims(results))
         assert counts == {"reproduced": 24, "not reproduced": 1, "not decidable": 2}
+
+
+NGRAMS = {"unigram_loss": 6.0, "bigram_loss": 4.0}
+
+
+def beside_ngrams(results, run, loss, step=None):
+    """Sets a run's only seed beside n-grams, with one loss at all evaluations, or up to one."""
+    ((seed, history),) = results.runs[run].items()
+    history.eval_loss[: None if step is None else (history.eval_steps <= step).sum()] = loss
+    results.runs[run][seed] = replace(history, ngram_losses=NGRAMS)
+
+
+def test_a_model_that_has_not_learned_decides_nothing(results):
+    before = {each.claim.number: each.verdict for each in decide_claims(results)}
+    beside_ngrams(results, "baseline", 5.1)
+    for each in decide_claims(results):
+        rests_on_it = "baseline" in each.claim.runs and each.claim.number != 6
+        assert each.verdict == ("not decidable" if rests_on_it else before[each.claim.number]), (
+            each.claim.number
+        )
+        if rests_on_it:
+            assert each.reason == (
+                "this model has not learned: at the end the held-out loss of baseline seed 0 is "
+                "5.10 nats, that of unigrams 6.00 and of bigrams 4.00; at most 5.00 is needed"
+            )
+            assert each.evidence, "the numbers are shown all the same"
+    beside_ngrams(results, "baseline", 4.9)
+    reasons = [each.reason for each in decide_claims(results)]
+    assert not any("has not learned" in reason for reason in reasons)
+
+
+def test_an_arm_that_branched_off_a_model_that_had_not_learned_decides_nothing(results):
+    mask_step = results.runs["masked"][0].parent_step
+    beside_ngrams(results, "masked", 4.5)
+    assert "not learned" not in decide_claims(results)[14].reason
+    beside_ngrams(results, "masked", 5.9, step=mask_step)
+    assert f"at step {mask_step} the held-out loss of masked" in decide_claims(results)[14].reason
+
+
+def test_what_a_scale_is_for_comes_first(results_dir, params):
+    purpose = "This scale is for * tests only."
+    claims = params.claims.model_copy(update={"purpose": purpose})
+    write_claims(params.model_copy(update={"claims": claims}), layout_of(results_dir))
+    assert (results_dir / "claims.md").read_text().splitlines()[2] == purpose
+    assert publish_doctree((results_dir / "claims.rst").read_text()).astext().startswith(purpose)

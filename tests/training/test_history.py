@@ -54,3 +54,10 @@ def test_the_same_history_gives_the_same_bytes(tmp_path):
         make_history().write(tmp_path / name)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_the_losses_of_ngrams_stand_beside_the_models(tmp_path):
+    make_history().write(tmp_path, {"unigram_loss": 6.5, "bigram_loss": 4.25})
+    with (tmp_path / "evaluation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["unigram_loss"], row["bigram_loss"]) for row in rows] == [("6.5", "4.25")] * 2

@@ -33,6 +33,10 @@ def test_makes_every_table_figure_claim_and_the_report(finished):
     assert [claim["number"] for claim in claims] == list(range(1, 28))
     verdicts = {claim["verdict"] for claim in claims}
     assert verdicts <= {"reproduced", "not reproduced", "not decidable"}
+    told = json.loads((finished.results / "data/manifest.json").read_text())["ngram_losses"]
+    assert 0 < told["bigram_loss"] < told["unigram_loss"]
+    run = json.loads((finished.results / "runs/masked/seed0/run.json").read_text())
+    assert run["ngram_losses"] == told
 
 
 def test_the_report_opens_with_the_claims_and_needs_no_network(finished):

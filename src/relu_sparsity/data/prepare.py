@@ -6,6 +6,8 @@ from etils import epath
 
 from relu_sparsity import fingerprint
 from relu_sparsity.data import sources
+from relu_sparsity.data.ngrams import ngram_losses
+from relu_sparsity.data.pipeline import heldout_batches
 from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write, write_json
@@ -43,6 +45,17 @@ def write_tokenizer(params: Params, layout: Layout) -> None:
 
 
 def write_manifest(params: Params, layout: Layout) -> None:
-    """Describes the data set and the tokenizer by their content."""
-    data = params.defaults.data
-    write_json(layout.manifest, sources.manifest(data, prepare_text(data), layout.tokenizer))
+    """Describes the data set and the tokenizer by their content, and what n-grams make of it."""
+    data, training = params.defaults.data, params.defaults.training
+    folder = prepare_text(data)
+    tokenizer = load_tokenizer(layout.tokenizer)
+    heldout = heldout_batches(
+        sources.documents(data, folder, "heldout"),
+        tokenizer,
+        seq_len=training.seq_len,
+        num_sequences=training.eval_sequences,
+        batch_size=training.global_batch_size,
+    )
+    losses = ngram_losses(sources.documents(data, folder, "train"), heldout, tokenizer)
+    manifest = sources.manifest(data, folder, layout.tokenizer)
+    write_json(layout.manifest, manifest | {"ngram_losses": losses})

@@ -20,6 +20,7 @@ class Claim:
       decide: The rule as a function of the results.
       runs: The runs that it needs.
       converged: Whether these runs must have converged.
+      learned: Whether these runs must have learned.
       in_tables: Whether the rule can be run on Tables 1-5.
       remark: What is to know beside the verdict.
     """
@@ -31,6 +32,7 @@ class Claim:
     decide: Callable[[Any], rules.Finding]
     runs: tuple[str, ...] = ("baseline",)
     converged: bool = True
+    learned: bool = True
     in_tables: bool = False
     remark: str = ""
 
@@ -88,6 +90,7 @@ CLAIMS = (
         "The share of units on at batch 0 falls from each layer to the next.",
         rules.on_at_start_falls,
         converged=False,
+        learned=False,
         in_tables=True,
     ),
     Claim(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,6 +22,7 @@ class RunHistory:
       run: The experiment.
       seed: Its seed.
       config: The resolved parameters of run.json.
+      ngram_losses: The held-out losses of n-grams, in nats per token; none where it does not tell.
       parent_step: The step at which the run branched off its parent, if it did.
       steps: Steps whose batch was measured, before the update.
       unit_use: For each of `METRICS`, fractions 0 to 1.
@@ -41,6 +42,7 @@ class RunHistory:
     eval_loss: Float[np.ndarray, "evals sequences"]
     eval_accuracy: Float[np.ndarray, "evals sequences"]
     units: dict[int, list[Bool[np.ndarray, " mlp"]]]
+    ngram_losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def mlp_dims(self) -> list[int]:
@@ -98,6 +100,7 @@ def load_run(folder: Path) -> RunHistory:
             step: _read_layers(folder / "units.npz", f"step{step}/", num_layers)
             for step in (0, last_step)
         },
+        ngram_losses=description.get("ngram_losses", {}),
     )
 
 

@@ -58,8 +58,8 @@ def write_claims(params: "Params", layout: "Layout") -> None:
     decisions = decide_claims(MeasuredResults(runs, params, layout.results))
     texts = {
         "json": to_json(claims_json(decisions, params.scale)),
-        "md": claims_markdown(decisions, params.scale),
-        "rst": claims_rst(decisions),
+        "md": claims_markdown(decisions, params.scale, params.claims.purpose),
+        "rst": claims_rst(decisions, params.claims.purpose),
     }
     for path in layout.claims:
         write_text(path, texts[path.suffix.removeprefix(".")])
@@ -94,11 +94,12 @@ def claims_json(decisions: list[Decision], scale: str) -> dict[str, Any]:
     }
 
 
-def claims_markdown(decisions: list[Decision], scale: str) -> str:
+def claims_markdown(decisions: list[Decision], scale: str, purpose: str = "") -> str:
     """The claims as a page: a line for each, then the rules and all numbers."""
     lines = [
         f"# The paper's claims at the scale `{scale}`",
         "",
+        *([purpose, ""] if purpose else []),
         _summary(decisions),
         "",
         "| | Claim | Source | Verdict | On the paper's own tables |",
@@ -122,9 +123,10 @@ def claims_markdown(decisions: list[Decision], scale: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def claims_rst(decisions: list[Decision]) -> str:
+def claims_rst(decisions: list[Decision], purpose: str = "") -> str:
     """The claims as a reStructuredText table, the first page of the report."""
     lines = [
+        *([_escape_rst(purpose), ""] if purpose else []),
         _summary(decisions),
         "",
         ".. list-table::",
@@ -157,12 +159,40 @@ def _decide(claim: Claim, results: MeasuredResults) -> Decision:
         if missing:
             raise UndecidableError(f"there are no results of {', '.join(missing)} at this scale")
         finding = claim.decide(results)
-        reason = finding.undecided or (_not_converged(claim, results) if claim.converged else "")
+        reason = (
+            (_not_learned(claim, results) if claim.learned else "")
+            or finding.undecided
+            or (_not_converged(claim, results) if claim.converged else "")
+        )
         verdict = "not decidable" if reason else "reproduced" if finding.holds else "not reproduced"
         evidence = _plain(finding.evidence)
     except UndecidableError as error:
         verdict, reason, evidence = "not decidable", str(error), {}
     return Decision(claim, verdict, reason, evidence, paper, holds_in_paper)
+
+
+def _not_learned(claim: Claim, results: MeasuredResults) -> str:
+    """Which run's model has learned too little for a verdict: at the end, or where it branched."""
+    share = results.params.claims.learned_share
+    for run in claim.runs:
+        for seed, history in results.runs[run].items():
+            if not history.ngram_losses:
+                continue
+            unigrams, bigrams = (history.ngram_losses[f"{n}_loss"] for n in ("unigram", "bigram"))
+            most = unigrams - share * (unigrams - bigrams)
+            losses = history.eval_loss.mean(axis=1)
+            moments = {"at the end": losses[-1]}
+            if history.parent_step is not None:
+                before = history.eval_steps <= history.parent_step
+                moments[f"at step {history.parent_step}"] = losses[before][-1]
+            for when, loss in moments.items():
+                if loss > most:
+                    return (
+                        f"this model has not learned: {when} the held-out loss of {run} seed "
+                        f"{seed} is {loss:.2f} nats, that of unigrams {unigrams:.2f} and of "
+                        f"bigrams {bigrams:.2f}; at most {most:.2f} is needed"
+                    )
+    return ""
 
 
 def _not_converged(claim: Claim, results: MeasuredResults) -> str:

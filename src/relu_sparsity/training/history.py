@@ -6,7 +6,7 @@ never interrupted. Speed is not part of it: it is never the same twice.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,11 +76,16 @@ class History:
             },
         )
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, ngram_losses: Mapping[str, float] | None = None) -> None:
         """Writes unit_use.csv, training.csv, evaluation.csv, evaluation_sequences.csv, units.npz.
 
         Fractions are 0 to 1, losses in nats.
+
+        Args:
+          folder: Where to.
+          ngram_losses: The held-out losses of n-grams, which stand beside the model's.
         """
+        ngrams = dict(ngram_losses or {})
         _write_csv(
             folder / "unit_use.csv",
             ("step", "layer", *METRICS),
@@ -98,9 +103,14 @@ class History:
         evaluations = list(zip(self.eval_steps, self.eval_loss, self.eval_accuracy, strict=True))
         _write_csv(
             folder / "evaluation.csv",
-            ("step", "loss", "accuracy"),
+            ("step", "loss", "accuracy", *ngrams),
             (
-                (step, loss.astype(np.float64).mean(), accuracy.astype(np.float64).mean())
+                (
+                    step,
+                    loss.astype(np.float64).mean(),
+                    accuracy.astype(np.float64).mean(),
+                    *ngrams.values(),
+                )
                 for step, loss, accuracy in evaluations
             ),
         )

@@ -52,6 +52,7 @@ class TrainingJob:
       branches: Steps at which other runs branch off, and the folder of each.
       start: The branch folder of the parent's that the run starts from, and the step.
       unit_masks: The units that each layer keeps; None keeps all.
+      ngram_losses: The held-out losses of n-grams, to set the model's beside.
     """
 
     name: str
@@ -66,6 +67,7 @@ class TrainingJob:
     branches: dict[int, AnyPath] = field(default_factory=dict)
     start: tuple[AnyPath, int] | None = None
     unit_masks: list[Bool[np.ndarray, " _mlp"]] | None = None
+    ngram_losses: dict[str, float] = field(default_factory=dict)
 
 
 def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None = None) -> History:
@@ -209,6 +211,7 @@ class _Training:
             throughput=self._job.throughput,
             state=self._job.progress,
             first_step=first_step,
+            ngram_losses=self._job.ngram_losses,
         )
 
     def restore(self) -> int:

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,6 +35,7 @@ class Progress:
       throughput: The file of the speed over the steps.
       state: The file of what is known now, for `relu-sparsity status`.
       first_step: Updates done before.
+      ngram_losses: The held-out losses of n-grams.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Progress:
         throughput: AnyPath,
         state: AnyPath,
         first_step: int,
+        ngram_losses: Mapping[str, float],
     ) -> None:
         self._name = name
         self._training = config.training
@@ -61,6 +64,7 @@ class Progress:
         self._last_time: float | None = None
         self._tokens_per_second = math.nan
         self._heldout = ""
+        self._ngram_losses = dict(ngram_losses)
         self._known: dict[str, Any] = {
             "step": first_step,
             "num_steps": self._num_steps,
@@ -117,7 +121,12 @@ class Progress:
     def show_evaluation(self, loss: float, accuracy: float) -> None:
         """Takes the newest held-out numbers; the time of an evaluation is not the steps'."""
         self._heldout = f", held-out loss {loss:.4f}, accuracy {accuracy:.2%}"
-        self._known |= {"heldout_loss": loss, "heldout_accuracy": accuracy}
+        if self._ngram_losses:
+            unigrams, bigrams = (
+                self._ngram_losses[f"{each}_loss"] for each in ("unigram", "bigram")
+            )
+            self._heldout += f" (unigrams {unigrams:.4f}, bigrams {bigrams:.4f})"
+        self._known |= {"heldout_loss": loss, "heldout_accuracy": accuracy, **self._ngram_losses}
         self._last_time = None
 
     def advance(self, step: int, loss: float) -> None:

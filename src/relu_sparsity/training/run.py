@@ -3,7 +3,6 @@
 Every process of a run calls these functions; the first one writes.
 """
 
-import json
 import logging
 import math
 import tempfile
@@ -19,7 +18,7 @@ from relu_sparsity.data import sources
 from relu_sparsity.data.prepare import prepare_text
 from relu_sparsity.data.tokenizer import load_tokenizer
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import AnyPath, atomic_write, write_json
+from relu_sparsity.files import AnyPath, atomic_write, read_json, write_json
 from relu_sparsity.layout import Layout
 from relu_sparsity.params import MASKS, Params
 from relu_sparsity.provenance import record_keys
@@ -129,7 +128,7 @@ def training_job(run: Run) -> TrainingJob:
         step = config.mask.step
         start = (ensure_branch(run.parent, step), step)
     elif run.intervention == "used_widths":
-        config = config.with_mlp_dims(json.loads(run.intervention_file.read_text())["mlp_dims"])
+        config = config.with_mlp_dims(read_json(run.intervention_file)["mlp_dims"])
     return TrainingJob(
         name=store.name,
         config=config,
@@ -143,6 +142,7 @@ def training_job(run: Run) -> TrainingJob:
         branches={step: store.branch(step) for step in run.branch_steps},
         start=start,
         unit_masks=unit_masks,
+        ngram_losses=read_json(run.manifest)["ngram_losses"],
     )
 
 
@@ -153,7 +153,7 @@ def _train(run: Run) -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        history.write(folder)
+        history.write(folder, job.ngram_losses)
         record = record_keys(run.job.fingerprint, sorted(folder.iterdir()))
         write_json(folder / "run.json", _describe(run, job) | record)
         run.store.finish(folder)
@@ -177,6 +177,7 @@ def _describe(run: Run, job: TrainingJob) -> dict[str, Any]:
         "intervention": run.intervention,
         "parent": parent,
         "config": config,
+        "ngram_losses": job.ngram_losses,
         "trained_mlp_dims": list(part.mlp_dims if part else job.config.model.mlp_dims),
         "environment": {
             "jax": jax.__version__,
