@@ -169,7 +169,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
     tree = _Tree(path)
     tree.merge(document.get("defaults"), "defaults", _SCALE_SECTIONS)
     sections = {key: value for key, value in (layer or {}).items() if key != "runs"}
-    tree.merge(sections, f"scales.{scale}", (*_SCALE_SECTIONS, "runs"))
+    tree.merge(sections, f"scales.{scale}", (*_SCALE_SECTIONS, "seeds", "runs"))
     branches = document.get("branches") or {}
     declared = document["runs"] | branches
     for name in own_runs:

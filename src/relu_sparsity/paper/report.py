@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The parts of Snakemake's report that are JSON; their order follows the scheduler's.
 _DATA = re.compile(
-    r'(<script id="(?P<name>results|categories|runtimes|timeline|rules)">\s*var \w+ = )'
+    r'(<script id="(?P<name>results|categories|runtimes|timeline|rules|rulegraph)">\s*var \w+ = )'
     r"(?P<value>.*?)(;\s*</script>)",
     re.DOTALL,
 )
@@ -50,7 +50,7 @@ def without_times(html: str) -> str:
     the same report.
     """
     found = {match["name"] for match in _DATA.finditer(html)}
-    if found != {"results", "categories", "runtimes", "timeline", "rules"}:
+    if found != {"results", "categories", "runtimes", "timeline", "rules", "rulegraph"}:
         raise UserError(f"Snakemake's report has another form than expected: found {found}")
     return _DATA.sub(_steady, html).replace("<title>Snakemake Report<", f"<title>{_TITLE}<")
 
@@ -64,6 +64,8 @@ def _steady(match: re.Match[str]) -> str:
             category: {name: sorted(paths) for name, paths in subcategories.items()}
             for category, subcategories in value.items()
         }
+    elif match["name"] == "rulegraph":
+        _draw_every_intervention(value)
     elif match["name"] == "rules":
         # The rule that makes the report is known to Snakemake only from the second time on, and
         # only jobs that ran here are counted.
@@ -73,3 +75,28 @@ def _steady(match: re.Match[str]) -> str:
     # "</" would end the script element early.
     text = json.dumps(value, sort_keys=True).replace("</", "<\\/")
     return match[1] + text + match[4]
+
+
+def _draw_every_intervention(graph: Any) -> None:
+    """Snakemake draws what one training job reads, whichever: a mask, widths, or neither."""
+    data = {each["name"]: each["values"] for each in graph["data"]}
+    nodes = [node["rule"] for node in data["node-data"]]
+    rules = [rule for rule in ("mask", "widths") if rule in nodes and "train" in nodes]
+    for name in ("link-data", "link-data-direct"):
+        data[name][:] = [
+            link
+            for link in data[name]
+            if link["targetrule"] != "train" or link["sourcerule"] not in rules
+        ]
+    data["link-data"] += [
+        {
+            "target": nodes.index("train"),
+            "source": nodes.index(rule),
+            "sourcerule": rule,
+            "targetrule": "train",
+            "value": 1,
+        }
+        for rule in rules
+    ]
+    for name in ("link-data", "link-data-direct"):
+        data[name].sort(key=lambda link: (link["source"], link["target"]))
