@@ -1,9 +1,11 @@
 # make reproduce           the whole paper at the smoke scale (minutes on two cores)
 # make reproduce SCALE=mini
+# make publish SCALE=mini  its small results to published/mini, for Git
 # make test                the tests
 # make bench               how fast steps and whole jobs are (10 minutes)
 # make tpu-check           do the paper's models fit its TPU slice? Needs no TPU (minutes)
 # make tpu-check TOPOLOGY=v5e:4x8
+# make tpu-infer           what the paper's memory and clock say of its d_model (minutes)
 # make setup               only the environment
 PYTHON ?= python3
 SCALE ?= smoke
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 
 LIBTPU := $(VENV)/libtpu
 
-.PHONY: setup reproduce test bench tpu-check lint lock help
+.PHONY: setup reproduce publish test bench tpu-check tpu-infer lint lock help
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +40,9 @@ reproduce: setup
 	@echo "Tables:  results/$(SCALE)/tables/"
 	@echo "Figures: results/$(SCALE)/figures/"
 
+publish: setup
+	$(BIN)/relu-sparsity publish --scale $(SCALE)
+
 test: setup
 	$(BIN)/pytest --numprocesses $(CORES) --dist worksteal
 
@@ -55,6 +60,9 @@ $(LIBTPU)/.complete: requirements-libtpu.txt $(VENV)/.complete
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade \
 		--target $(LIBTPU) -r requirements-libtpu.txt
 	@touch $@
+
+tpu-infer: $(LIBTPU)/.complete
+	PYTHONPATH=$(LIBTPU) $(BIN)/relu-sparsity tpu infer
 
 tpu-check: $(LIBTPU)/.complete
 	PYTHONPATH=$(LIBTPU) $(BIN)/relu-sparsity tpu check --scale tpu --topology $(TOPOLOGY)

@@ -3,6 +3,7 @@
 #   snakemake --cores 2                        the scale of params.yaml
 #   snakemake --cores 2 --config scale=mini    another scale
 #   snakemake --cores 2 run_baseline           one run
+#   snakemake --cores 2 sensitivity            what the paper leaves open, choice by choice
 from snakemake.utils import min_version
 
 min_version("9.14")
@@ -25,6 +26,7 @@ localrules:
     summary,
     pruning,
     report,
+    sensitivity,
 
 
 # The report opens with the claims.

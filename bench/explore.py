@@ -87,7 +87,7 @@ def _table() -> str:
     layout = Layout("mini", FOLDER / "results")
     rows = []
     for name, choice in ROWS.items():
-        (seed,) = params.runs[name].seeds
+        seed = params.runs[name].seeds[0]
         folder = layout.run(name, seed)
         if not (folder / "run.json").exists():
             continue

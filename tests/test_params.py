@@ -55,7 +55,7 @@ def test_the_tpu_scale_is_the_papers():
 def test_every_scale_has_every_experiment_parents_first(scale):
     params = load_params(FILE, scale)
     assert params.scale == scale
-    assert set(params.runs) == {
+    assert set(params.paper_runs) == {
         "baseline", "lr_x1of3", "lr_x2of3", "lr_x5of3", "width_x1of2", "width_x1of4",
         "depth_10", "depth_14", "masked", "random_masked", "round1", "round2",
     }  # fmt: skip
@@ -65,6 +65,33 @@ def test_every_scale_has_every_experiment_parents_first(scale):
         if parent is not None:
             assert order.index((parent, seed)) < order.index((run, seed))
     assert params.branch_steps("baseline") == [params.defaults.mask.step]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "gpu", "tpu"])
+def test_every_choice_differs_from_the_baseline_of_its_scale(scale):
+    params = load_params(FILE, scale)
+    assert len(params.choices) >= 15
+    base = params.runs["baseline"].config
+    for run in params.choices.values():
+        assert run.sensitivity
+        assert run.seeds == (0,)
+        assert run.config != base, run.name
+    assert "small_embeddings" not in load_params(FILE, "smoke").choices
+    assert "small_embeddings" in load_params(FILE, "mini").choices
+
+
+def test_a_choice_is_an_own_run(document):
+    put(document, "sensitivity", {"baseline": {"model": {"norm": "rmsnorm"}}})
+    with pytest.raises(UserError, match=r"sensitivity\.baseline: is also in runs"):
+        parse_params(document, FILE)
+    put(document, "sensitivity", {"wide": {"model": {"mlp_dims": 3}}})
+    with pytest.raises(UserError, match=r"sensitivity\.wide\.model\.mlp_dims"):
+        parse_params(document, FILE)
+    put(document, "sensitivity", {"wide": {"parent": "baseline"}})
+    with pytest.raises(UserError, match=r"sensitivity\.wide\.parent"):
+        parse_params(document, FILE)
+    put(document, "sensitivity", {"wide": {"model": {"mlp_dim": "x2"}, "seeds": [4, 5]}})
+    assert parse_params(document, FILE).runs["wide"].seeds == (4, 5)
 
 
 def test_nearer_layers_win(document):

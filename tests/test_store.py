@@ -1,8 +1,11 @@
 """The store's lock and what counts as finished."""
 
+import errno
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +91,38 @@ def test_a_damaged_store_exports_nothing_of_it(store, tmp_path):
     with pytest.raises(UserError, match=r"units.npz: was changed after it was written"):
         store.export(tmp_path / "results")
     assert not (tmp_path / "results" / "run.json").exists()
+
+
+def test_a_file_system_without_locks_is_not_another_process(store, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("relu_sparsity.store.fcntl.flock", no_locks)
+    began = time.monotonic()
+    with (
+        pytest.raises(UserError, match=r"cannot be locked \(No locks available\).*STORE"),
+        store.lock(patience=60),
+    ):
+        pass
+    assert time.monotonic() - began < 30, "there is nothing to wait for"
+
+
+def test_an_export_that_cannot_be_put_in_place_is_kept(store, tmp_path, monkeypatch):
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    for name in RUN_FILES:
+        (folder / name).write_text(name)
+
+    def no_space(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            store.finish(folder)
+    (kept,) = Path(store.folder).glob("finished.*.partial")
+    assert {path.name for path in kept.iterdir()} == set(RUN_FILES)
+    store.finish(folder)
+    assert store.is_finished()
+    store.finish(folder)
+    assert not list(Path(store.folder).glob("*.partial")), "another was faster: it is the same"

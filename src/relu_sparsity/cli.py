@@ -17,6 +17,7 @@ from relu_sparsity.errors import (
 )
 from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent
 from relu_sparsity.options import load as _load
+from relu_sparsity.sharing import accept, adopt, compare, publish, verify
 from relu_sparsity.tpu.commands import tpu
 from relu_sparsity.training.process import OtherProcesses, training_process
 
@@ -33,6 +34,8 @@ app = typer.Typer(
 )
 
 app.add_typer(tpu, name="tpu")
+for command in (adopt, accept, publish, verify, compare):
+    app.command()(command)
 
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads to use. [default: all]")]
 Distributed = Annotated[
@@ -83,12 +86,15 @@ def show_params(
 def plan(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Also what 'snakemake sensitivity' would run.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what would run, why, and what it would cost. Nothing is deleted or started."""
     from relu_sparsity.plan import make_plan
 
-    planned = make_plan(*_load(params_file, scale))
+    planned = make_plan(*_load(params_file, scale), sensitivity=sensitivity)
     if as_json:
         print(json.dumps(planned.as_json(), indent=1))
         return
@@ -244,45 +250,15 @@ def summary(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> No
 
 
 @app.command()
+def sensitivity(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Tell which claims of the baseline hang on which choice that the paper leaves open."""
+    _perform(params_file, scale, "sensitivity")
+
+
+@app.command()
 def report(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
     """Write the self-contained HTML report of everything. The workflow's last job."""
     _perform(params_file, scale, "report")
-
-
-@app.command()
-def adopt(
-    folder: Annotated[
-        Path, typer.Argument(help="Result files of one run and seed: .../runs/<run>/seed<k>")
-    ],
-    scale: Scale = None,
-    params_file: ParamsFile = DEFAULT_PARAMS,
-) -> None:
-    """Take over a run that was trained elsewhere, if it is the one that params.yaml describes."""
-    from relu_sparsity import runs
-
-    runs.adopt(*_load(params_file, scale), folder)
-
-
-@app.command()
-def accept(
-    scale: Scale = None,
-    params_file: ParamsFile = DEFAULT_PARAMS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Keep results that only other versions of packages made, and record that in them.
-
-    Nothing is trained or drawn again. Results that anything else made stale stay stale.
-    """
-    from relu_sparsity.accept import accept_other_versions
-
-    accepted = accept_other_versions(*_load(params_file, scale))
-    if as_json:
-        print(json.dumps(accepted, indent=1))
-        return
-    for name, versions in accepted.items():
-        told = ", ".join(f"{package} {version}" for package, version in versions.items())
-        print(f"{name}: kept as made with {told or 'the results before it'}")
-    print(f"{len(accepted)} results accepted")
 
 
 @app.command(hidden=True)
@@ -293,26 +269,8 @@ def record(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> Non
     record_in_dvc(*_load(params_file, scale))
 
 
-@app.command()
-def compare(
-    first: Annotated[str, typer.Argument(help="A Git revision: HEAD~1, a branch, a tag, a hash.")],
-    second: Annotated[
-        str | None, typer.Argument(help="Another one. [default: the working tree]")
-    ] = None,
-    output: Annotated[
-        Path, typer.Option(help="The HTML page; the Markdown version lies beside it.")
-    ] = Path("comparison.html"),
-    scale: Scale = None,
-) -> None:
-    """Compare two revisions on one page: parameters, tables, verdicts, curves."""
-    from relu_sparsity.paper.compare.page import write_comparison
-
-    for path in write_comparison(Path(), first, second, output, scale):
-        log.info("wrote %s", path)
-
-
 def _perform(params_file: Path, scale: str | None, *names: str) -> None:
-    from relu_sparsity.jobs import perform
+    from relu_sparsity.perform import perform
 
     params, layout = _load(params_file, scale)
     for name in names:
@@ -320,7 +278,7 @@ def _perform(params_file: Path, scale: str | None, *names: str) -> None:
 
 
 def _perform_for_run(params_file: Path, scale: str | None, rule: str, run: str, seed: int) -> None:
-    from relu_sparsity.jobs import perform
+    from relu_sparsity.perform import perform
 
     params, layout = _load(params_file, scale)
     params.run(run, seed)

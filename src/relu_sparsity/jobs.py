@@ -4,8 +4,6 @@ Rules, command line, plan, status and fingerprints all read it.
 """
 
 import functools
-import importlib
-import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,10 +27,7 @@ from relu_sparsity.provenance import (
     changed_files,
     differences,
     read_record,
-    write_record,
 )
-
-log = logging.getLogger(__name__)
 
 _PUBLISHED = fingerprint.PACKAGE / "paper" / "published.yaml"
 _REPORT_FILES = Path("workflow/report")
@@ -49,13 +44,15 @@ class Job:
       outputs: Its result files, but for the record.
       record: The file that tells what they were made from.
       after: The jobs whose results it reads.
-      stage: The stage of dvc.yaml that it belongs to.
+      stage: The stage of dvc.yaml that it belongs to; none where DVC does not know it.
       parameters: What of params.yaml decides its results.
       modules: Modules beside the writer's that count though they usually do not.
       files: Files that decide its results beside the code.
       may_lack: Whether it shows what there is when the jobs before it have no results.
       reads_store: Whether it reads what the store has of the jobs before it, not their results.
       writes_record: Whether the writer writes the record itself.
+      on_request: Whether it is made only when asked for.
+      takes_run: Whether the writer takes the run, resolved, instead of parameters and layout.
       fingerprint: What its results depend on.
     """
 
@@ -72,6 +69,8 @@ class Job:
     may_lack: bool = False
     reads_store: bool = False
     writes_record: bool = False
+    takes_run: bool = False
+    on_request: bool = False
     fingerprint: Fingerprint = field(default_factory=lambda: Fingerprint({}, {}, {}, {}))
 
     @property
@@ -164,7 +163,8 @@ def _run_rows(
 ) -> Iterator[Job]:
     folder = layout.run(run.name, seed)
     of_run: dict[str, Any] = {
-        "stage": f"{'run' if run.parent is None else 'branch'}@{run.name}",
+        "stage": _stage(run),
+        "on_request": run.sensitivity,
         "arguments": {"run": run.name, "seed": seed},
     }
     parent = f"train/{run.parent}/seed{seed}"
@@ -176,7 +176,7 @@ def _run_rows(
         yield Job(
             before[-1], "training.run:write_mask", (path,), layout.record(path),
             after=(parent,), parameters=decides | {"intervention": run.intervention},
-            reads_store=True, **of_run,
+            reads_store=True, takes_run=True, **of_run,
         )  # fmt: skip
     elif run.intervention == "used_widths":
         before.append(f"widths/{run.name}/seed{seed}")
@@ -184,7 +184,7 @@ def _run_rows(
         decides = {"round2": run.config.round2.model_dump(mode="json")}
         yield Job(
             before[-1], "training.run:write_widths", (path,), layout.record(path),
-            after=(parent,), parameters=decides, **of_run,
+            after=(parent,), parameters=decides, takes_run=True, **of_run,
         )  # fmt: skip
     config = run.config.fingerprinted(run.intervention)
     config["data"] = text["data"] | {"num_shards": run.config.data.num_shards}
@@ -198,6 +198,7 @@ def _run_rows(
         after=tuple(before),
         parameters={**config, "seed": seed, "intervention": run.intervention},
         writes_record=True,
+        takes_run=True,
         **of_run,
     )
     metrics = folder / "metrics.json"
@@ -207,6 +208,12 @@ def _run_rows(
         layout.record(metrics), after=(train,),
         parameters={"metrics": {"convergence_window": window}}, **of_run,
     )  # fmt: skip
+
+
+def _stage(run: RunParams) -> str:
+    if run.sensitivity:
+        return ""
+    return f"{'run' if run.parent is None else 'branch'}@{run.name}"
 
 
 def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
@@ -249,21 +256,31 @@ def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
     files = tuple(layout.claims)
     yield Job(
         "claims", "paper.verdicts:write_claims", files, layout.record(files[0]),
-        stage="claims", after=(*extracted(params.runs), *(mask for _, mask in masks)),
+        stage="claims", after=(*extracted(params.paper_runs), *(mask for _, mask in masks)),
         files=(_PUBLISHED,),
         parameters={"claims": params.claims.model_dump(mode="json")}, may_lack=True,
     )  # fmt: skip
     yield Job(
         "summary", "paper.verdicts:write_summary", (layout.summary,),
         layout.record(layout.summary), stage="claims",
-        after=("claims", *extracted(params.runs)),
+        after=("claims", *extracted(params.paper_runs)),
     )  # fmt: skip
     shown_jobs = [f"table/{table}" for table in TABLE_RUNS]
     shown_jobs += [PRUNING, *(f"figure/{figure}" for figure in FIGURES)]
     yield Job(
-        "report", "paper.report:write_report", (layout.report,), layout.record(layout.report),
+        "report", "report:write_report", (layout.report,), layout.record(layout.report),
         stage="report", after=("claims", *shown_jobs), modules=("paper.catalog",),
         files=tuple(sorted(path for path in _REPORT_FILES.glob("*") if path.is_file())),
+    )  # fmt: skip
+    if not (params.choices and "baseline" in params.runs):
+        return
+    files = tuple(layout.sensitivity)
+    choices = {name: run.config.model_dump(mode="json") for name, run in params.choices.items()}
+    yield Job(
+        "sensitivity", "paper.sensitivity:write_sensitivity", files, layout.record(files[0]),
+        stage="", after=extracted(["baseline", *choices]), on_request=True,
+        files=(_PUBLISHED,), may_lack=True,
+        parameters={"claims": params.claims.model_dump(mode="json"), "choices": choices},
     )  # fmt: skip
 
 
@@ -285,32 +302,6 @@ def _data_identity(params: DataParams) -> dict[str, Any]:
     # Where C4 lies says nothing about what it is.
     identity.pop("data_dir", None)
     return identity | {"heldout_fraction": params.heldout_fraction}
-
-
-def perform(params: Params, layout: Layout, name: str, **context: Any) -> None:
-    """Does a job: checks what it reads, makes its results, records what they were made from.
-
-    Args:
-      params: The scale.
-      layout: Where its results go.
-      name: The job.
-      **context: What else its writer takes.
-
-    Raises:
-      UserError: There is no such job, or what it reads is not what the parameters say.
-    """
-    table = job_table(params, layout)
-    job = table[name]
-    missing = require_current(job, table)
-    module, _, function = job.writer.partition(":")
-    write = getattr(importlib.import_module(f"{fingerprint.NAME}.{module}"), function)
-    write(params, layout, **job.arguments, **context)
-    if job.writes_record or not all(path.is_file() for path in job.outputs):
-        # The first process of a run, or its writer, sees to it.
-        return
-    made_from = {key: hash for key, hash in job.fingerprint.made_from.items() if key not in missing}
-    write_record(job.record, replace(job.fingerprint, made_from=made_from), job.outputs)
-    log.info("wrote %s", ", ".join(map(str, job.outputs)))
 
 
 def require_current(job: Job, table: Mapping[str, Job]) -> set[str]:

@@ -101,6 +101,11 @@ class Layout:
         return result.parent / "made_from" / f"{result.stem}.json"
 
     @property
+    def sensitivity(self) -> list[Path]:
+        """What the claims hang on, as a table in two formats and as a figure."""
+        return [self.results / f"sensitivity.{suffix}" for suffix in ("csv", "md", "svg")]
+
+    @property
     def summary(self) -> Path:
         """A few numbers of every run, and the count of verdicts."""
         return self.results / "metrics.yaml"

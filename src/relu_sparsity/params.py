@@ -119,7 +119,11 @@ class ModelParams(Section):
 
 
 class OptimizerParams(Section):
-    """AdamW, linear warm-up to `peak_lr`, then cosine decay (section 2.2)."""
+    """AdamW, linear warm-up to `peak_lr`, then cosine decay (section 2.2).
+
+    Weights decay `weight_decay_on`: all of them, the matrices (neither biases, norms nor learned
+    positions), or the kernels of dense layers (no embeddings either).
+    """
 
     peak_lr: PositiveFloat = 3e-3
     warmup_steps: NonNegativeInt = 5000
@@ -128,6 +132,7 @@ class OptimizerParams(Section):
     b2: float = Field(default=0.98, ge=0, lt=1)
     eps: PositiveFloat = 1e-9
     weight_decay: NonNegativeFloat = 0.1
+    weight_decay_on: Literal["all", "matrices", "kernels"] = "all"
     grad_clip_norm: PositiveFloat | None = None
 
 
@@ -188,7 +193,9 @@ class Round2Params(Section):
 
 
 class ClaimsParams(Section):
-    """What verdicts need: margins in accuracy (a fraction of the tokens), and a model that learned.
+    """What verdicts need: margins, and a model that learned.
+
+    Margins are in accuracy (a fraction of the tokens), that of learning rates in loss (nats).
 
     A model has learned if its held-out loss is this share of the way down from that of unigrams to
     that of bigrams. `purpose` says what verdicts at this scale mean: the first line of the claims.
@@ -201,6 +208,7 @@ class ClaimsParams(Section):
     equivalence_margin: PositiveFloat = 0.005
     collapse_margin: PositiveFloat = 0.01
     round2_margin: PositiveFloat = 0.005
+    learning_rate_margin: PositiveFloat = 0.01
 
 
 class PruningParams(Section):
@@ -286,12 +294,16 @@ class RunConfig(Section):
 
 
 class RunParams(Section):
-    """One experiment: its parameters, its seeds, and what it branches off."""
+    """One experiment: its parameters, its seeds, and what it branches off.
+
+    One of `sensitivity` is a baseline under another choice, and is made only when asked for.
+    """
 
     name: str = Field(pattern=f"^{NAME}$")
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, strict=False)
     parent: str | None = None
     intervention: Intervention | None = None
+    sensitivity: bool = False
     config: RunConfig
 
     @model_validator(mode="after")
@@ -310,6 +322,16 @@ class Params(Section):
     pruning: PruningParams = PruningParams()
     defaults: RunConfig
     runs: dict[str, RunParams]
+
+    @property
+    def paper_runs(self) -> dict[str, RunParams]:
+        """The runs of `runs` and `branches`."""
+        return {name: run for name, run in self.runs.items() if not run.sensitivity}
+
+    @property
+    def choices(self) -> dict[str, RunParams]:
+        """The runs of `sensitivity`."""
+        return {name: run for name, run in self.runs.items() if run.sensitivity}
 
     def jobs(self) -> list[tuple[str, int]]:
         """Every (run, seed) of the scale, parents first."""

@@ -1,8 +1,9 @@
 """Reading `params.yaml`.
 
-A value is looked up in `runs.<run>` of the scale, then in the top-level `runs.<run>` or
-`branches.<run>`, then in the scale, then in `defaults`. A run may give a factor of the scale's
-value instead of a number (`peak_lr: x1/3`), so that one list of experiments serves every scale.
+A value is looked up in `runs.<run>` of the scale, then in the top-level `runs.<run>`,
+`branches.<run>` or `sensitivity.<run>`, then in the scale, then in `defaults`. A run may give a
+factor of the scale's value instead of a number (`peak_lr: x1/3`), so that one list of experiments
+serves every scale.
 """
 
 import re
@@ -37,7 +38,7 @@ _BRANCH_SECTIONS = (
     *_RUN_KEYS,
 )
 _RUN_SECTIONS = tuple(key for key in _BRANCH_SECTIONS if key not in ("parent", "intervention"))
-_TOP_KEYS = ("scale", "defaults", "scales", "runs", "branches")
+_TOP_KEYS = ("scale", "defaults", "scales", "runs", "branches", "sensitivity")
 _SCALE_SECTIONS = (*_SECTIONS, "resources", "claims", "pruning")
 
 
@@ -143,9 +144,9 @@ def parse_params(document: Any, path: Path, scale: str | None = None) -> Params:
     for key in document:
         if key not in _TOP_KEYS:
             raise _error(path, str(key), "is no known key", _TOP_KEYS)
-    for key in ("scales", "runs", "branches"):
+    for key in ("scales", "runs", "branches", "sensitivity"):
         _require_mapping(path, key, document.get(key))
-        if not document.get(key) and key != "branches":
+        if not document.get(key) and key in ("scales", "runs"):
             raise UserError(f"{path}: {key}: is missing or empty; allowed: at least one entry")
     scales = document["scales"]
     scale = scale or document.get("scale")
@@ -170,34 +171,48 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
     tree.merge(document.get("defaults"), "defaults", _SCALE_SECTIONS)
     sections = {key: value for key, value in (layer or {}).items() if key != "runs"}
     tree.merge(sections, f"scales.{scale}", (*_SCALE_SECTIONS, "seeds", "runs"))
-    branches = document.get("branches") or {}
-    declared = document["runs"] | branches
+    groups = {key: document.get(key) or {} for key in ("runs", "branches", "sensitivity")}
+    declared: dict[str, Any] = {}
+    group_of: dict[str, str] = {}
+    for group, layers in groups.items():
+        for name in layers:
+            if name in group_of:
+                raise UserError(
+                    f"{path}: {group}.{name}: is also in {group_of[name]}; allowed: one of the two"
+                )
+            group_of[name] = group
+        declared |= layers
     for name in own_runs:
         if name not in declared:
             raise _error(path, f"scales.{scale}.runs.{name}", "is no run", declared)
-    for name in branches:
-        if name in document["runs"]:
-            raise UserError(f"{path}: branches.{name}: is also in runs; allowed: one of the two")
     runs: dict[str, RunParams] = {}
     origins = {}
     for name, run_layer in declared.items():
         run_tree = tree.copy()
-        keys = _BRANCH_SECTIONS if name in branches else _RUN_SECTIONS
-        origin = f"{'branches' if name in branches else 'runs'}.{name}"
+        group = group_of[name]
+        keys = _BRANCH_SECTIONS if group == "branches" else _RUN_SECTIONS
+        origin = f"{group}.{name}"
+        if group == "sensitivity":
+            # One seed, unless it says otherwise: there are many choices.
+            run_tree.values.pop("seeds", None)
         run_tree.merge(run_layer, origin, keys)
         run_tree.merge(own_runs.get(name), f"scales.{scale}.runs.{name}", _RUN_SECTIONS)
         if run_tree.values.get("intervention") == "used_widths":
             # Its parent decides them, and is not trained yet.
             run_tree.values["model"]["mlp_dim"] = None
         config = run_tree.validate(RunConfig, _SECTIONS)
+        if group == "sensitivity" and "baseline" in runs and config == runs["baseline"].config:
+            # The scale has made this choice already.
+            continue
         origins[name] = run_tree.origins.get(("mask", "step"), "defaults.mask.step")
         for key in ("parent", "intervention"):
-            if name in branches and run_tree.values.get(key) is None:
+            if group == "branches" and run_tree.values.get(key) is None:
                 raise UserError(f"{path}: {origin}.{key}: is missing; a branch needs one")
         try:
             runs[name] = RunParams(
                 name=name,
                 config=config,
+                sensitivity=group == "sensitivity",
                 **{key: run_tree.values[key] for key in _RUN_KEYS if key in run_tree.values},
             )
         except ValidationError as error:

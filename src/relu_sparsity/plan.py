@@ -121,12 +121,13 @@ class Plan:
         return asdict(self) | {"total": asdict(self.total())}
 
 
-def make_plan(params: Params, layout: Layout) -> Plan:
+def make_plan(params: Params, layout: Layout, *, sensitivity: bool = False) -> Plan:
     """Finds out what would run, from what is there.
 
     Args:
       params: The scale.
       layout: Where its results are.
+      sensitivity: Also what `snakemake sensitivity` would run.
 
     Raises:
       UserError: A file that the parameters name is missing.
@@ -135,7 +136,11 @@ def make_plan(params: Params, layout: Layout) -> Plan:
     digests = remembered_digests(layout)
     runs = {run.job.name: run for run in resolve_all(params, layout)}
     planned: dict[str, PlannedJob] = {}
-    jobs = job_table(params, layout)
+    jobs = {
+        name: job
+        for name, job in job_table(params, layout).items()
+        if sensitivity or not job.on_request
+    }
     for name, reasons in reasons_to_run(jobs, digests).items():
         of_run = runs.get(name.replace("mask/", "train/", 1))
         action, cost = _work(jobs[name], of_run, planned, speed, digests)

@@ -62,9 +62,17 @@ class RunStatus:
 
 
 def all_status(params: Params) -> list[RunStatus]:
-    """The status of every run of a scale, as the parameters describe it now."""
+    """The status of every run of a scale, as the parameters describe it now.
+
+    Of those that are only made when asked for, those that have begun.
+    """
     launchers = _launchers()
-    return [_status(run, launchers) for run in resolve_all(params, Layout(params.scale))]
+    told = (_status(run, launchers) for run in resolve_all(params, Layout(params.scale)))
+    return [
+        each
+        for each in told
+        if each.state != "not started" or not params.runs[each.run].sensitivity
+    ]
 
 
 def _launchers() -> dict[str, dict[str, Any]]:

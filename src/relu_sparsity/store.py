@@ -6,6 +6,7 @@ a bucket that all hosts of a slice write to.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -89,7 +90,9 @@ class RunStore:
             shutil.copyfile(folder / name, partial / name)
         try:
             partial.rename(self.finished)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             # Another process was faster.
             shutil.rmtree(partial)
 
@@ -137,7 +140,7 @@ class RunStore:
           patience: Seconds to wait for a trainer that is just saving and about to exit.
 
         Raises:
-          UserError: Another process trains this run.
+          UserError: Another process trains this run, or the file system has no locks.
         """
         if is_remote(self.folder):
             yield
@@ -150,7 +153,14 @@ class RunStore:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except OSError:
+                except OSError as error:
+                    # What flock says where another process has the lock, by flock(2) and fcntl(2).
+                    if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                        raise UserError(
+                            f"{path}: cannot be locked ({error.strerror}), so nothing would keep "
+                            "two processes from training the same run; set RELU_SPARSITY_STORE to "
+                            "a folder on a file system with locks"
+                        ) from error
                     if time.monotonic() > deadline:
                         file.seek(0)
                         raise UserError(

@@ -95,7 +95,8 @@ def current_stages(jobs: Mapping[str, Job], digests: Digests) -> Iterator[str]:
     """The stages of dvc.yaml all of whose jobs have current results, in order."""
     by_stage: dict[str, list[Job]] = defaultdict(list)
     for job in jobs.values():
-        by_stage[job.stage].append(job)
+        if job.stage:
+            by_stage[job.stage].append(job)
     for stage, members in by_stage.items():
         if not any(job.problems(digests) for job in members):
             yield stage

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from relu_sparsity.data.pipeline import (
     TokenBatches,
     heldout_batches,
+    heldout_documents,
     merge_states,
     train_batches,
 )
@@ -229,6 +230,20 @@ def test_heldout_rows_are_the_first_ones_in_order(
     assert [len(batch) for batch in batches] == [16, 16, 16, 2]
     tokens = np.concatenate([tokenizer.encode(document) for document in heldout_documents])
     np.testing.assert_array_equal(np.concatenate(batches).reshape(-1), tokens[: 50 * 17])
+
+
+def test_a_heldout_row_is_of_the_document_that_most_of_it_is_of(tokenizer: Tokenizer):
+    source = ["ab " * 15, "a", "b", "ba " * 12, "ab " * 60]
+    rows = np.concatenate(
+        heldout_batches(source, tokenizer, seq_len=16, num_sequences=5, batch_size=5)
+    )
+    documents = heldout_documents(source, tokenizer, seq_len=16, num_sequences=5)
+    of_token = np.concatenate(
+        [np.full(len(tokenizer.encode(text)), number) for number, text in enumerate(source)]
+    )[: rows.size].reshape(rows.shape)
+    expected = [np.bincount(row).argmax() for row in of_token]
+    assert documents.tolist() == expected
+    assert len(set(expected)) > 1
 
 
 @given(st.lists(st.text("ab ", max_size=30), min_size=1, max_size=5), st.integers(1, 9))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -9,6 +11,7 @@ from relu_sparsity.paper.evidence import (
     PublishedResults,
     UndecidableError,
     holm,
+    of_documents,
     p_below,
     p_differs,
     p_equivalent,
@@ -70,10 +73,24 @@ def test_published_tables():
         results.layers("depth_14", "batch_use")
 
 
+def test_the_standard_error_over_documents_is_robust_to_clusters():
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(12), rng.integers(1, 6, 12))
+    values = rng.normal(size=(2, documents.size)) + rng.normal(size=12)[documents]
+    by_document = of_documents(values, documents.tolist())
+    np.testing.assert_allclose(by_document.mean(axis=1), values.mean(axis=1))
+    for row, of_row in zip(values, by_document, strict=True):
+        # The sandwich estimate of the intercept's variance, with the usual small-sample factor.
+        residuals = [np.sum((row - row.mean())[documents == each]) for each in range(12)]
+        expected = np.sqrt(np.sum(np.square(residuals)) * 12 / 11) / documents.size
+        np.testing.assert_allclose(of_row.std(ddof=1) / np.sqrt(12), expected)
+    np.testing.assert_array_equal(of_documents(values, []), values)
+
+
 class TestPairs:
-    def test_few_seeds_are_paired_by_sequence(self, results):
+    def test_few_seeds_are_paired_by_document(self, results):
         pairs = results.pairs("random_masked", "baseline", "accuracy")
-        assert pairs.unit == "40 held-out sequences, seed 0"
+        assert pairs.unit == "40 held-out documents, seed 0"
         assert pairs.differences.shape == (11, 40)
         arms = [results.runs[run][0].eval_accuracy for run in ("random_masked", "baseline")]
         np.testing.assert_array_equal(pairs.differences, arms[0] - arms[1])
@@ -86,6 +103,21 @@ class TestPairs:
         pairs = results.pairs("masked", "baseline", "loss")
         assert pairs.unit == "3 seeds"
         assert pairs.differences.shape == (11, 3)
+
+    def test_sequences_of_one_document_count_once(self, results):
+        before = results.pairs("masked", "baseline", "loss")
+        for run in ("masked", "baseline"):
+            history = results.runs[run][0]
+            # As if every sequence had been held out twice: that is no more evidence.
+            results.runs[run][0] = replace(
+                history,
+                eval_loss=np.repeat(history.eval_loss, 2, axis=1),
+                heldout_documents=np.repeat(np.arange(40), 2).tolist(),
+            )
+        results.runs["masked"][0].eval_loss[:, ::2] += 0.25
+        pairs = results.pairs("masked", "baseline", "loss")
+        assert pairs.unit == "40 held-out documents, seed 0"
+        np.testing.assert_allclose(pairs.differences, before.differences + 0.125, atol=1e-6)
 
     def test_too_few_sequences(self, results):
         object.__setattr__(

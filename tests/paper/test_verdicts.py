@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from docutils.core import publish_doctree
 from paper_runs import layout_of
@@ -10,6 +11,7 @@ from relu_sparsity.paper.claims import CLAIMS
 from relu_sparsity.paper.evidence import MeasuredResults
 from relu_sparsity.paper.verdicts import (
     VERDICTS,
+    claims_markdown,
     claims_rst,
     count_verdicts,
     decide_claims,
@@ -107,6 +109,62 @@ class TestFiles:
         del results.runs["depth_14"]
         counts = count_verdicts(decide_claims(results))
         assert counts == {"reproduced": 24, "not reproduced": 1, "not decidable": 2}
+
+
+def with_seeds(results, run, count):
+    """Gives a run more seeds, all of them like its only one."""
+    ((seed, history),) = results.runs[run].items()
+    results.runs[run] = {
+        seed + more: replace(
+            history,
+            seed=seed + more,
+            unit_use={metric: values.copy() for metric, values in history.unit_use.items()},
+        )
+        for more in range(count)
+    }
+
+
+def test_one_seed_speaks_for_itself_and_three_for_training(results, tmp_path):
+    assert {each.scope for each in decide_claims(results)} == {"for seed 0", "for seed 1"}
+    assert "**reproduced** (for seed 0)" in claims_markdown(decide_claims(results), "test")
+    for run in results.runs:
+        ((seed, _),) = results.runs[run].items()
+        with_seeds(results, run, 3)
+        mask = results.results_dir / f"runs/{run}/seed{seed}/mask.npz"
+        for each in results.runs[run] if mask.exists() else ():
+            copied = tmp_path / f"runs/{run}/seed{each}/mask.npz"
+            copied.parent.mkdir(parents=True)
+            copied.write_bytes(mask.read_bytes())
+    results = replace(results, results_dir=tmp_path)
+    decisions = decide_claims(results)
+    assert {each.verdict for each in decisions} == {"reproduced"}
+    assert {each.scope for each in decisions} == {""}
+
+
+def test_seeds_that_disagree_decide_nothing(results):
+    with_seeds(results, "baseline", 3)
+    odd = results.runs["baseline"][1]
+    odd.unit_use["batch_use"][:, 0] = 0.9
+    first = decide_claims(results)[0]
+    assert first.verdict == "not decidable"
+    assert first.reason == ("the seeds disagree: it holds with all of them, but not so with 1")
+
+
+def test_a_rate_that_is_better_by_less_than_the_margin_is_a_tie(results):
+    margin = results.params.claims.learning_rate_margin
+    noise = np.linspace(-0.001, 0.001, 40)
+    base = results.runs["baseline"][0].eval_loss
+    results.runs["lr_x2of3"][0].eval_loss[:] = base - margin / 2 + noise
+    decision = decide_claims(results)[20]
+    assert (decision.verdict, decision.reason) == (
+        "not decidable", "the best learning rates are a tie",
+    )  # fmt: skip
+    results.runs["lr_x2of3"][0].eval_loss[:] = base - margin * 2 + noise
+    assert decide_claims(results)[20].verdict == "not reproduced"
+    results.runs["lr_x2of3"][0].eval_loss[:] = base + margin / 2 + noise
+    assert decide_claims(results)[20].verdict == "not decidable"
+    results.runs["lr_x2of3"][0].eval_loss[:] = base + margin * 2 + noise
+    assert decide_claims(results)[20].verdict == "reproduced"
 
 
 NGRAMS = {"unigram_loss": 6.0, "bigram_loss": 4.0}

@@ -63,6 +63,30 @@ def test_an_update_is_optax_adamws():
         np.testing.assert_allclose(params["kernel"], expected["kernel"], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("decayed", "names"),
+    [
+        ("all", {"kernel", "bias", "scale", "embedding", "positions"}),
+        ("matrices", {"kernel", "embedding"}),
+        ("kernels", {"kernel"}),
+    ],
+)
+def test_what_weight_decay_is_for(config, decayed, names):
+    model = config.model.model_copy(update={"positions": "learned", "mlp_bias": True})
+    optimizer = OptimizerParams(weight_decay=0.5, weight_decay_on=decayed)
+    whole = config.model_copy(update={"model": model, "optimizer": optimizer})
+    params = make_steps(whole, vocab_size=400, mesh=make_mesh(1)).init(0).params
+    ones = jax.tree.map(jnp.ones_like, params)
+    direction = adamw_direction(optimizer)
+    updates, _ = direction.update(jax.tree.map(jnp.zeros_like, ones), direction.init(ones), ones)
+    moved = {
+        jax.tree_util.keystr(path[-1:], simple=True)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+        if np.any(leaf)
+    }
+    assert moved == names
+
+
 def test_gradients_are_clipped_by_their_global_norm():
     ours = OptimizerParams(grad_clip_norm=0.5)
     params = {"a": jnp.ones(3), "b": jnp.ones(2)}

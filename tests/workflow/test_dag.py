@@ -33,7 +33,9 @@ def test_makes_every_table_figure_claim_and_the_report(finished):
     assert [claim["number"] for claim in claims] == list(range(1, 28))
     verdicts = {claim["verdict"] for claim in claims}
     assert verdicts <= {"reproduced", "not reproduced", "not decidable"}
-    told = json.loads((finished.results / "data/manifest.json").read_text())["ngram_losses"]
+    told = json.loads((finished.results / "data/manifest.json").read_text())["heldout_text"][
+        "ngram_losses"
+    ]
     assert 0 < told["bigram_loss"] < told["unigram_loss"]
     run = json.loads((finished.results / "runs/masked/seed0/run.json").read_text())
     assert run["ngram_losses"] == told
@@ -101,6 +103,26 @@ def test_going_back_to_an_old_parameter_trains_nothing(project):
 def test_a_parameter_reruns_just_what_depends_on_it(project, edit, stale):
     project.edit(edit)
     assert project.trained() == stale
+
+
+def test_choices_of_the_paper_are_made_only_when_asked_for(project):
+    choices = {"rmsnorm": {"model": {"norm": "rmsnorm"}}, "same": {"model": {"norm": "layernorm"}}}
+    project.edit(lambda document: document.update(sensitivity=choices))
+    before = project.result_bytes()
+    assert project.planned() == {}
+    assert json.loads(project.run("relu_sparsity.cli", "plan", "--json"))["jobs"] == []
+    told = json.loads(project.run("relu_sparsity.cli", "plan", "--json", "--sensitivity"))["jobs"]
+    asked = ["train/rmsnorm/seed0", "extract/rmsnorm/seed0", "sensitivity"]
+    assert [job["name"] for job in told] == asked
+    project.snakemake("sensitivity")
+    table = (project.results / "sensitivity.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in table[1:]] == [
+        ["baseline", ""],
+        ["rmsnorm", "norm rmsnorm"],
+    ]
+    assert project.planned("sensitivity") == {}
+    after = project.result_bytes()
+    assert {path: after[path] for path in before} == before
 
 
 def test_a_new_mask_step_needs_no_new_baseline(project):

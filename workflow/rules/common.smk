@@ -76,7 +76,7 @@ def results_for(name):
     """
     return [
         JOBS[before].record if before in TO_RUN else ancient(JOBS[before].record)
-        for before in JOBS[name].after
+        for before in (JOBS[name].after if name in JOBS else ())
     ]
 
 

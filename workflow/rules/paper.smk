@@ -78,6 +78,23 @@ rule summary:
         "relu-sparsity summary --scale {params.scale} > {log} 2>&1"
 
 
+rule sensitivity:
+    input:
+        stamp=LAYOUT.stamp("sensitivity"),
+        runs=results_for("sensitivity"),
+    output:
+        LAYOUT.sensitivity,
+        LAYOUT.record(LAYOUT.sensitivity[0]),
+    log:
+        LAYOUT.log("sensitivity"),
+    params:
+        scale=SCALE,
+    message:
+        "tell which claims hang on which choice"
+    shell:
+        "relu-sparsity sensitivity --scale {params.scale} > {log} 2>&1"
+
+
 rule pruning:
     input:
         stamp=LAYOUT.stamp(PRUNING),

@@ -170,6 +170,32 @@ def heldout_batches(
     ]
 
 
+def heldout_documents(
+    source: Sequence[str], tokenizer: Tokenizer, *, seq_len: int, num_sequences: int
+) -> Int32[np.ndarray, " sequences"]:
+    """The document that most tokens of each held-out row are of; the first of equally many.
+
+    Rows of one document are not independent: tests take a document's rows together.
+
+    Args:
+      source: The held-out documents, by index.
+      tokenizer: From `load_tokenizer`.
+      seq_len: Tokens that the model sees; a row has one more.
+      num_sequences: Number of rows, as of `heldout_batches`.
+    """
+    row_len = seq_len + 1
+    counts: list[np.ndarray] = []
+    total = 0
+    for document in source:
+        counts.append(np.arange(total, total + len(tokenizer.encode(document))) // row_len)
+        total += len(counts[-1])
+        if total >= num_sequences * row_len:
+            break
+    of_rows = np.stack([np.bincount(rows, minlength=num_sequences)[:num_sequences]
+                        for rows in counts])  # fmt: skip
+    return of_rows.argmax(axis=0).astype(np.int32)
+
+
 def _packed(documents: grain.MapDataset, tokenizer: Tokenizer, seq_len: int) -> grain.IterDataset:
     def encode(document: str) -> dict[str, Int32[np.ndarray, " tokens"]]:
         return {"tokens": tokenizer.encode(document)}

@@ -7,7 +7,7 @@ from etils import epath
 from relu_sparsity import fingerprint
 from relu_sparsity.data import sources
 from relu_sparsity.data.ngrams import ngram_losses
-from relu_sparsity.data.pipeline import heldout_batches
+from relu_sparsity.data.pipeline import heldout_batches, heldout_documents
 from relu_sparsity.data.tokenizer import load_tokenizer, train_tokenizer
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write, write_json
@@ -45,17 +45,32 @@ def write_tokenizer(params: Params, layout: Layout) -> None:
 
 
 def write_manifest(params: Params, layout: Layout) -> None:
-    """Describes the data set and the tokenizer by their content, and what n-grams make of it."""
+    """Describes the data set and the tokenizer by their content.
+
+    Also what n-grams make of the held-out sequences, and which document each of them is of.
+    """
     data, training = params.defaults.data, params.defaults.training
     folder = prepare_text(data)
     tokenizer = load_tokenizer(layout.tokenizer)
+    documents = sources.documents(data, folder, "heldout")
     heldout = heldout_batches(
-        sources.documents(data, folder, "heldout"),
+        documents,
         tokenizer,
         seq_len=training.seq_len,
         num_sequences=training.eval_sequences,
         batch_size=training.global_batch_size,
     )
     losses = ngram_losses(sources.documents(data, folder, "train"), heldout, tokenizer)
+    of_documents = heldout_documents(
+        documents,
+        tokenizer,
+        seq_len=training.seq_len,
+        num_sequences=training.eval_sequences,
+    )
     manifest = sources.manifest(data, folder, layout.tokenizer)
-    write_json(layout.manifest, manifest | {"ngram_losses": losses})
+    heldout_text = {
+        "seq_len": training.seq_len,
+        "documents": of_documents.tolist(),
+        "ngram_losses": losses,
+    }
+    write_json(layout.manifest, manifest | {"heldout_text": heldout_text})

@@ -1,6 +1,7 @@
 """What the claims' rules read: the runs of a scale or the paper's tables, and paired tests."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -15,8 +16,8 @@ from relu_sparsity.paper.published import published
 if TYPE_CHECKING:
     from relu_sparsity.params import Params
 
-MIN_SEEDS, MIN_SEQUENCES = 3, 30
-"""Pairs of a test: seeds where there are so many, else so many held-out sequences."""
+MIN_SEEDS, MIN_DOCUMENTS = 3, 30
+"""Pairs of a test: seeds where there are so many, else so many held-out documents."""
 MIN_LAYERS = 3
 """Layers of a model in which a claim can set one layer, or the last two, against others."""
 
@@ -132,10 +133,19 @@ class MeasuredResults:
             raise UndecidableError(f"the convergence window of {run} has fewer than two steps")
         return float(np.abs(within[half:].mean(axis=0) - within[:half].mean(axis=0)).max())
 
+    def shared_seeds(self, *runs: str) -> list[int]:
+        """The seeds that all of some runs have."""
+        for run in runs:
+            self.seeds(run)
+        return sorted(set.intersection(*(set(self.runs[run]) for run in runs)))
+
+    def of_seed(self, seed: int, *runs: str) -> "MeasuredResults":
+        """The results of one seed of some runs."""
+        return replace(self, runs={run: {seed: self.runs[run][seed]} for run in runs})
+
     def pairs(self, first: str, second: str, metric: Literal["accuracy", "loss"]) -> Pairs:
-        """Pairs two runs by seed where enough seeds are shared, else by held-out sequence."""
-        self.seeds(first), self.seeds(second)
-        shared = sorted(set(self.runs[first]) & set(self.runs[second]))
+        """Pairs two runs by seed where enough seeds are shared, else by held-out document."""
+        shared = self.shared_seeds(first, second)
         if not shared:
             raise UndecidableError(f"{first} and {second} share no seed")
         arms = [[self.runs[run][seed] for seed in shared] for run in (first, second)]
@@ -152,16 +162,15 @@ class MeasuredResults:
         differences = values[0] - values[1]
         if len(shared) >= MIN_SEEDS:
             return Pairs(np.array(steps), differences.mean(axis=2).T, f"{len(shared)} seeds")
-        count = differences.shape[2]
-        if count < MIN_SEQUENCES:
+        by_document = of_documents(differences.mean(axis=0), arms[0][0].heldout_documents)
+        count = by_document.shape[1]
+        if count < MIN_DOCUMENTS:
             raise UndecidableError(
                 f"{len(shared)} shared seed(s) of {first} and {second} and {count} held-out "
-                f"sequences are too little data: {MIN_SEEDS} seeds or {MIN_SEQUENCES} sequences"
+                f"documents are too little data: {MIN_SEEDS} seeds or {MIN_DOCUMENTS} documents"
             )
         names = ", ".join(map(str, shared))
-        return Pairs(
-            np.array(steps), differences.mean(axis=0), f"{count} held-out sequences, seed {names}"
-        )
+        return Pairs(np.array(steps), by_document, f"{count} held-out documents, seed {names}")
 
     def masked(self, run: str) -> float:
         """Percent of all units that a run's mask keeps at zero, the mean over seeds."""
@@ -171,6 +180,29 @@ class MeasuredResults:
             kept = load_mask(path, len(history.mlp_dims))
             shares.append(100 * (1 - np.concatenate(kept).mean()))
         return float(np.mean(shares))
+
+
+def of_documents(
+    values: Float[np.ndarray, "evals sequences"], documents: Sequence[int]
+) -> Float[np.ndarray, "evals documents"]:
+    """One value for each document, for tests of the mean over sequences.
+
+    Sequences of one document are not independent. A t-test of these values has the mean over all
+    sequences, and its standard error is the one that is robust to clusters.
+
+    Args:
+      values: A value for each sequence.
+      documents: The document of each; where there are none, each sequence is one.
+
+    References:
+      Cameron and Miller, `A Practitioner's Guide to Cluster-Robust Inference`, 2015, section II.
+    """
+    if not documents:
+        return values
+    _, of_sequence = np.unique(documents, return_inverse=True)
+    is_of = of_sequence[:, None] == np.arange(of_sequence.max() + 1)
+    mean = values.mean(axis=1, keepdims=True)
+    return mean + (values - mean) @ is_of * (is_of.shape[1] / is_of.shape[0])
 
 
 def rank_correlation(first: Any, second: Any) -> float:

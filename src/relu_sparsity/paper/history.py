@@ -30,6 +30,7 @@ class RunHistory:
       eval_loss: Mean loss of each held-out sequence, in nats per token.
       eval_accuracy: Next-token accuracy on each held-out sequence, 0 to 1.
       units: By step, the units of each layer that the first device batch used.
+      heldout_documents: The document of each held-out sequence; none where it does not tell.
     """
 
     run: str
@@ -43,6 +44,7 @@ class RunHistory:
     eval_accuracy: Float[np.ndarray, "evals sequences"]
     units: dict[int, list[Bool[np.ndarray, " mlp"]]]
     ngram_losses: dict[str, float] = field(default_factory=dict)
+    heldout_documents: list[int] = field(default_factory=list)
 
     @property
     def mlp_dims(self) -> list[int]:
@@ -101,6 +103,7 @@ def load_run(folder: Path) -> RunHistory:
             for step in (0, last_step)
         },
         ngram_losses=description.get("ngram_losses", {}),
+        heldout_documents=description.get("heldout_documents", []),
     )
 
 

@@ -293,7 +293,8 @@ def round2_is_worse(results: MeasuredResults) -> Finding:
 
 
 def base_rate_is_best(results: MeasuredResults) -> Finding:
-    evidence: dict[str, Any] = {}
+    margin = results.params.claims.learning_rate_margin
+    evidence: dict[str, Any] = {"margin": margin}
     others = LEARNING_RATES[1:]
     gains, p_values = [], []
     for run in others:
@@ -305,9 +306,11 @@ def base_rate_is_best(results: MeasuredResults) -> Finding:
     significant = holm(p_values, results.alpha)
     evidence["p"] = p_values
     better = [
-        run for run, gain, sure in zip(others, gains, significant, strict=True) if gain < 0 and sure
+        run
+        for run, gain, sure in zip(others, gains, significant, strict=True)
+        if gain <= -margin and sure
     ]
-    holds = min(gains) > 0 and all(significant)
+    holds = min(gains) >= margin and all(significant)
     tied = "" if holds or better else "the best learning rates are a tie"
     return Finding(bool(holds), evidence, tied)
 

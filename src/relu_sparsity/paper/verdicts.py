@@ -9,7 +9,12 @@ import yaml
 
 from relu_sparsity.files import read_json, to_json, write_text
 from relu_sparsity.paper.claims import CLAIMS, Claim
-from relu_sparsity.paper.evidence import MeasuredResults, PublishedResults, UndecidableError
+from relu_sparsity.paper.evidence import (
+    MIN_SEEDS,
+    MeasuredResults,
+    PublishedResults,
+    UndecidableError,
+)
 from relu_sparsity.paper.history import load_runs
 from relu_sparsity.paper.published import published
 from relu_sparsity.paper.rules import DRIFT
@@ -30,6 +35,7 @@ class Decision:
       claim: The claim.
       verdict: One of `VERDICTS`.
       reason: Why it is not decidable; empty otherwise.
+      scope: Of which seeds alone it speaks; empty where there are enough to speak of training.
       evidence: The numbers. Use is in percent, accuracy in 0 to 1, loss in nats per token.
       paper: The same numbers of the paper's tables, and what its text says.
       holds_in_paper: The verdict of the same rule on Tables 1-5, where they are enough.
@@ -38,6 +44,7 @@ class Decision:
     claim: Claim
     verdict: Verdict
     reason: str
+    scope: str
     evidence: dict[str, Any]
     paper: dict[str, Any] = field(default_factory=dict)
     holds_in_paper: Verdict | None = None
@@ -45,7 +52,7 @@ class Decision:
 
 def decide_claims(results: MeasuredResults) -> list[Decision]:
     """Decides all claims. What is missing makes a claim not decidable, and never fails."""
-    return [_decide(claim, results) for claim in CLAIMS]
+    return [decide_claim(claim, results) for claim in CLAIMS]
 
 
 def write_claims(params: "Params", layout: "Layout") -> None:
@@ -54,7 +61,7 @@ def write_claims(params: "Params", layout: "Layout") -> None:
     Raises:
       UserError: The results of a run or a mask are incomplete or malformed.
     """
-    runs = load_runs(layout.results, {name: run.seeds for name, run in params.runs.items()})
+    runs = load_runs(layout.results, {name: run.seeds for name, run in params.paper_runs.items()})
     decisions = decide_claims(MeasuredResults(runs, params, layout.results))
     texts = {
         "json": to_json(claims_json(decisions, params.scale)),
@@ -85,6 +92,7 @@ def claims_json(decisions: list[Decision], scale: str) -> dict[str, Any]:
                 "remark": each.claim.remark,
                 "verdict": each.verdict,
                 "reason": each.reason,
+                "scope": each.scope,
                 "evidence": each.evidence,
                 "paper": each.paper,
                 "holds_in_paper": each.holds_in_paper,
@@ -108,13 +116,13 @@ def claims_markdown(decisions: list[Decision], scale: str, purpose: str = "") ->
     for each in decisions:
         claim = each.claim
         paper = each.holds_in_paper or "–"
-        cells = (claim.number, claim.statement, claim.source, f"**{each.verdict}**", paper)
+        cells = (claim.number, claim.statement, claim.source, _verdict(each), paper)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     for each in decisions:
         claim = each.claim
         lines += ["", f"## {claim.number}. {claim.statement}", "", f"*Rule.* {claim.rule}", ""]
         reason = f": {each.reason}" if each.reason else ""
-        lines.append(f"*Verdict.* **{each.verdict}**{reason}.")
+        lines.append(f"*Verdict.* {_verdict(each)}{reason}.")
         for name, numbers in (("Here", each.evidence), ("Paper", each.paper)):
             if numbers:
                 lines += ["", f"*{name}.* {numbers_text(numbers)}."]
@@ -139,14 +147,16 @@ def claims_rst(decisions: list[Decision], purpose: str = "") -> str:
         claim = each.claim
         numbers = ". ".join(filter(None, (each.reason, numbers_text(each.evidence))))
         statement = f"{claim.statement} ({claim.source})"
-        rows.append((str(claim.number), statement, each.verdict, numbers, claim.rule))
+        verdict = f"{each.verdict} {each.scope}".strip()
+        rows.append((str(claim.number), statement, verdict, numbers, claim.rule))
     for row in rows:
         cells = [f"- {_escape_rst(cell)}".rstrip() for cell in row]
         lines += [f"   * {cells[0]}", *(f"     {cell}" for cell in cells[1:])]
     return "\n".join(lines) + "\n"
 
 
-def _decide(claim: Claim, results: MeasuredResults) -> Decision:
+def decide_claim(claim: Claim, results: MeasuredResults) -> Decision:
+    """Decides one claim. What is missing makes it not decidable, and never fails."""
     paper = published()["text"].get(claim.number, {})
     holds_in_paper: Verdict | None = None
     if claim.in_tables:
@@ -154,6 +164,7 @@ def _decide(claim: Claim, results: MeasuredResults) -> Decision:
         paper = {**_plain(finding.evidence), **{f"text_{key}": paper[key] for key in paper}}
         holds_in_paper = "reproduced" if finding.holds else "not reproduced"
     verdict: Verdict
+    scope = ""
     missing = [run for run in claim.runs if run not in results.runs]
     try:
         if missing:
@@ -163,12 +174,38 @@ def _decide(claim: Claim, results: MeasuredResults) -> Decision:
             (_not_learned(claim, results) if claim.learned else "")
             or finding.undecided
             or (_not_converged(claim, results) if claim.converged else "")
+            or ("" if claim.is_test else _seeds_disagree(claim, results, finding.holds))
         )
         verdict = "not decidable" if reason else "reproduced" if finding.holds else "not reproduced"
         evidence = _plain(finding.evidence)
+        seeds = results.shared_seeds(*claim.runs)
+        if not reason and 0 < len(seeds) < MIN_SEEDS:
+            scope = f"for seed {', '.join(map(str, seeds))}"
     except UndecidableError as error:
         verdict, reason, evidence = "not decidable", str(error), {}
-    return Decision(claim, verdict, reason, evidence, paper, holds_in_paper)
+    return Decision(claim, verdict, reason, scope, evidence, paper, holds_in_paper)
+
+
+def _verdict(decision: Decision) -> str:
+    scope = f" ({decision.scope})" if decision.scope else ""
+    return f"**{decision.verdict}**{scope}"
+
+
+def _seeds_disagree(claim: Claim, results: MeasuredResults, holds: bool) -> str:
+    """With which seeds alone the rule finds something else than with all of them."""
+    others = []
+    seeds = results.shared_seeds(*claim.runs)
+    for seed in seeds if len(seeds) > 1 else ():
+        try:
+            same = claim.decide(results.of_seed(seed, *claim.runs)).holds == holds
+        except UndecidableError:
+            same = False
+        if not same:
+            others.append(str(seed))
+    if not others:
+        return ""
+    word = "holds" if holds else "does not hold"
+    return f"the seeds disagree: it {word} with all of them, but not so with {', '.join(others)}"
 
 
 def _not_learned(claim: Claim, results: MeasuredResults) -> str:
@@ -247,7 +284,7 @@ def write_summary(params: "Params", layout: "Layout") -> None:
     many are reproduced, not reproduced and not decidable.
     """
     means: dict[str, dict[str, float]] = {"loss": {}, "batch_use": {}}
-    for name, run in params.runs.items():
+    for name, run in params.paper_runs.items():
         seeds = [read_json(layout.run(name, seed) / "metrics.json") for seed in run.seeds]
         for metric, key in (("loss", "loss"), ("batch_use", "total_batch_use")):
             means[metric][name] = float(f"{np.mean([seed[key] for seed in seeds]):.6g}")

@@ -177,7 +177,9 @@ def check(
       UserError: libtpu is not installed, or there is no such topology or run, or the devices do
         not fit the batch. A model that does not fit is no error: see `TpuCheck.problems`.
     """
-    chosen = list(params.runs.values()) if runs is None else [params.run(name) for name in runs]
+    chosen = (
+        list(params.paper_runs.values()) if runs is None else [params.run(name) for name in runs]
+    )
     models = distinct_models(params, chosen)
     mesh = topology_mesh(topology)
     device_kind = mesh.devices[0].device_kind

@@ -107,6 +107,30 @@ def tpu_check(
         raise UserError("\n".join(problems))
 
 
+@tpu.command("infer")
+def tpu_infer(
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    emb_dim: Annotated[
+        list[int] | None, typer.Option(help="A d_model to try; can be given again.", min=2)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what the paper's memory and clock say of its d_model, which it does not tell.
+
+    Needs the package libtpu: `make tpu-infer` brings it. Takes up to a minute per model.
+    """
+    from relu_sparsity.tpu.infer import as_json as to_json
+    from relu_sparsity.tpu.infer import infer, lines
+
+    params, _ = load(params_file, "tpu")
+    topology = "v2:4x4"
+    found = infer(params.runs["baseline"].config, topology, emb_dim or [64, 128, 192, 256, 512])
+    if as_json:
+        print(json.dumps(to_json(found), indent=1))
+    else:
+        print(*lines(found, topology), sep="\n")
+
+
 @tpu.command("list")
 def tpu_list(
     slices: Slices = DEFAULT_SLICES,

@@ -22,9 +22,9 @@ from typing import Any, NoReturn, TypeVar
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import Interrupted, UserError
 from relu_sparsity.files import absolute, is_remote, write_json, write_text
-from relu_sparsity.jobs import perform
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import MASKS, Params
+from relu_sparsity.perform import perform
 from relu_sparsity.runs import resolve
 from relu_sparsity.store import newest_step
 from relu_sparsity.tpu.slice_job import EXPECTED, HostReport, JobDescription, SliceJob, write_bundle

@@ -19,10 +19,9 @@ from relu_sparsity.data.prepare import prepare_text
 from relu_sparsity.data.tokenizer import load_tokenizer
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import AnyPath, atomic_write, read_json, write_json
-from relu_sparsity.layout import Layout
-from relu_sparsity.params import MASKS, Params
+from relu_sparsity.params import MASKS
 from relu_sparsity.provenance import record_keys
-from relu_sparsity.runs import Run, resolve
+from relu_sparsity.runs import Run
 from relu_sparsity.training import loop
 from relu_sparsity.training.history import read_units
 from relu_sparsity.training.loop import TrainingJob
@@ -30,64 +29,63 @@ from relu_sparsity.training.loop import TrainingJob
 log = logging.getLogger(__name__)
 
 
-def train(params: Params, layout: Layout, run: str, seed: int) -> None:
+def train(run: Run) -> None:
     """Trains a run unless the store has it, and exports its result files.
 
     Raises:
       UserError: Another process trains the run, or the training diverged.
       relu_sparsity.errors.Interrupted: It was asked to stop.
     """
-    resolved = resolve(params, layout, run, seed)
-    store = resolved.store
+    store = run.store
     if distributed.is_leader():
-        resolved.keep_results()
+        run.keep_results()
     if distributed.ask_leader(store.is_finished):
         log.info("%s is in the store: exports it", store.name)
     else:
         with distributed.held_by_leader(store.lock()):
             if not distributed.ask_leader(store.is_finished):
-                _train(resolved)
+                _train(run)
     if distributed.is_leader():
-        resolved.export()
+        run.export()
 
 
-def write_mask(params: Params, layout: Layout, run: str, seed: int) -> None:
+def write_mask(run: Run) -> None:
     """Writes the units that a masked run keeps, as `layer<L>` in an NPZ file (section 4.1.1)."""
-    resolved = resolve(params, layout, run, seed)
-    parent, mask = resolved.parent, resolved.config.mask
-    if resolved.intervention not in MASKS or parent is None:
+    parent, choice = run.parent, run.config.mask
+    if run.intervention not in MASKS or parent is None:
         raise UserError(
-            f"runs.{run}.intervention: {resolved.intervention}; allowed: {', '.join(MASKS)}"
+            f"runs.{run.name}.intervention: {run.intervention}; allowed: {', '.join(MASKS)}"
         )
-    branch = ensure_branch(parent, mask.step)
+    branch = ensure_branch(parent, choice.step)
     if not distributed.is_leader():
         return
-    used = read_units(branch / "units.npz", mask.step)
+    used = read_units(branch / "units.npz", choice.step)
     kept = (
         interventions.unused_mask(used)
-        if resolved.intervention == "mask_unused"
-        else interventions.random_mask(used, seed=mask.seed, run_seed=seed, over=mask.random_over)
+        if run.intervention == "mask_unused"
+        else interventions.random_mask(
+            used, seed=choice.seed, run_seed=run.seed, over=choice.random_over
+        )
     )
     arrays: dict[str, Any] = {f"layer{index}": layer for index, layer in enumerate(kept)}
-    with atomic_write(resolved.intervention_file) as temporary:
+    with atomic_write(run.intervention_file) as temporary:
         np.savez_compressed(temporary, **arrays)
     total = sum(layer.size for layer in kept)
     off = total - sum(int(layer.sum()) for layer in kept)
-    log.info("%s masks %d of %d units (%.1f %%)", run, off, total, 100 * off / total)
+    log.info("%s masks %d of %d units (%.1f %%)", run.name, off, total, 100 * off / total)
 
 
-def write_widths(params: Params, layout: Layout, run: str, seed: int) -> None:
+def write_widths(run: Run) -> None:
     """Writes the layers' widths of a run that is as wide as what its parent used (section 4.4)."""
-    resolved = resolve(params, layout, run, seed)
-    parent = resolved.parent
-    if resolved.intervention != "used_widths" or parent is None:
-        raise UserError(f"runs.{run}.intervention: {resolved.intervention}; allowed: used_widths")
+    parent = run.parent
+    if run.intervention != "used_widths" or parent is None:
+        raise UserError(f"runs.{run.name}.intervention: {run.intervention}; allowed: used_widths")
     last = parent.config.training.num_steps - 1
     used = read_units(parent.folder / "units.npz", last)
-    multiple_of = resolved.config.round2.width_multiple_of
+    multiple_of = run.config.round2.width_multiple_of
     widths = interventions.used_widths(used, multiple_of=multiple_of)
-    write_json(resolved.intervention_file, {"mlp_dims": widths})
-    log.info("%s has the widths %s", run, ", ".join(map(str, widths)))
+    write_json(run.intervention_file, {"mlp_dims": widths})
+    log.info("%s has the widths %s", run.name, ", ".join(map(str, widths)))
 
 
 def ensure_branch(run: Run, step: int) -> AnyPath:
@@ -142,7 +140,7 @@ def training_job(run: Run) -> TrainingJob:
         branches={step: store.branch(step) for step in run.branch_steps},
         start=start,
         unit_masks=unit_masks,
-        ngram_losses=read_json(run.manifest)["ngram_losses"],
+        ngram_losses=_heldout_text(run).get("ngram_losses", {}),
     )
 
 
@@ -157,6 +155,13 @@ def _train(run: Run) -> None:
         record = record_keys(run.job.fingerprint, sorted(folder.iterdir()))
         write_json(folder / "run.json", _describe(run, job) | record)
         run.store.finish(folder)
+
+
+def _heldout_text(run: Run) -> dict[str, Any]:
+    """What is known of the held-out sequences; nothing where the run cuts others than its scale."""
+    known, training = read_json(run.manifest)["heldout_text"], run.config.training
+    shape = (known["seq_len"], len(known["documents"]))
+    return known if shape == (training.seq_len, training.eval_sequences) else {}
 
 
 def _describe(run: Run, job: TrainingJob) -> dict[str, Any]:
@@ -178,6 +183,7 @@ def _describe(run: Run, job: TrainingJob) -> dict[str, Any]:
         "parent": parent,
         "config": config,
         "ngram_losses": job.ngram_losses,
+        "heldout_documents": _heldout_text(run).get("documents", []),
         "trained_mlp_dims": list(part.mlp_dims if part else job.config.model.mlp_dims),
         "environment": {
             "jax": jax.__version__,

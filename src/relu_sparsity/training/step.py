@@ -105,8 +105,22 @@ def adamw_direction(optimizer: OptimizerParams) -> optax.GradientTransformation:
     return optax.chain(
         clip,
         optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps),
-        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.add_decayed_weights(optimizer.weight_decay, _DECAYED[optimizer.weight_decay_on]),
     )
+
+
+def _named(*names: str) -> Callable[[Any], Any]:
+    """Marks the parameters that have one of these names."""
+
+    def mark(params: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) in names, params
+        )
+
+    return mark
+
+
+_DECAYED = {"all": None, "matrices": _named("kernel", "embedding"), "kernels": _named("kernel")}
 
 
 def token_losses(

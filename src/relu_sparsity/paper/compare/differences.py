@@ -135,15 +135,14 @@ def compare_revisions(first: Revision, second: Revision) -> Comparison:
             f"the scale of {first.name} is {first.params.scale!r}, that of {second.name} is "
             f"{second.params.scale!r}; allowed: revisions of one scale, or a scale given for both"
         )
-    runs = list(dict.fromkeys([*first.params.runs, *second.params.runs]))
-    shared = [run for run in runs if run in first.params.runs and run in second.params.runs]
+    of_first, of_second = (each.params.paper_runs for each in (first, second))
+    runs = list(dict.fromkeys([*of_first, *of_second]))
+    shared = [run for run in runs if run in of_first and run in of_second]
     return Comparison(
         scale=first.params.scale,
         revisions={"A": first, "B": second},
         parameters=_parameter_changes(first.params, second.params, shared),
-        only_in={
-            run: "A" if run in first.params.runs else "B" for run in runs if run not in shared
-        },
+        only_in={run: "A" if run in of_first else "B" for run in runs if run not in shared},
         tables=_table_changes(first.tables, second.tables),
         verdicts=_verdict_changes(first.claims, second.claims),
         scores={

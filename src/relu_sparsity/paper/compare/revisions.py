@@ -194,7 +194,11 @@ def _load(read: Reader, name: str, title: str, scale: str | None) -> Revision:
                 absent["not in the form that is written now"].append(path)
         return found
 
-    folders = {job: layout.run(*job) for job in params.jobs()}
+    folders = {
+        (name, seed): layout.run(name, seed)
+        for name, run in params.paper_runs.items()
+        for seed in run.seeds
+    }
     claims = parsed(_parse_claims, {"": layout.results / "claims.json"})
     tables = parsed(
         _parse_table, {table: layout.results / "tables" / f"{table}.csv" for table in TABLES}
@@ -217,7 +221,7 @@ def _load(read: Reader, name: str, title: str, scale: str | None) -> Revision:
         scores={run: list(seeds) for run, seeds in _by_run(scores).items()},
         curves={
             run: _mean_over_seeds([*_by_run(unit_use).get(run, []), *_by_run(losses).get(run, [])])
-            for run in params.runs
+            for run in params.paper_runs
         },
         absent=dict(absent),
     )

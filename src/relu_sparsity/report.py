@@ -5,14 +5,15 @@ import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write
-
-if TYPE_CHECKING:
-    from relu_sparsity.layout import Layout
-    from relu_sparsity.params import Params
+from relu_sparsity.jobs import Job, job_table
+from relu_sparsity.layout import Layout
+from relu_sparsity.params import Params
 
 # The parts of Snakemake's report that are JSON; their order follows the scheduler's.
 _DATA = re.compile(
@@ -23,7 +24,7 @@ _DATA = re.compile(
 _TITLE = "ReLU sparsity"
 
 
-def write_report(params: "Params", layout: "Layout") -> None:
+def write_report(params: Params, layout: Layout) -> None:
     """Writes the HTML report of a scale whose other results are there.
 
     Raises:
@@ -40,11 +41,12 @@ def write_report(params: "Params", layout: "Layout") -> None:
         if done.returncode:
             raise UserError(f"the report could not be made:\n{done.stderr.strip()}")
         html = temporary.read_text(encoding="utf-8")
-        temporary.write_text(without_times(html), encoding="utf-8")
+        graph = rule_graph(job_table(params, layout).values())
+        temporary.write_text(steady_report(html, graph), encoding="utf-8")
 
 
-def without_times(html: str) -> str:
-    """Sorts a report's data and takes out when and how long each job ran.
+def steady_report(html: str, graph: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Sorts a report's data, draws its graph of rules, and takes out when and how long jobs ran.
 
     Times differ from run to run; they are in the benchmarks. Without them the same results give
     the same report.
@@ -52,10 +54,12 @@ def without_times(html: str) -> str:
     found = {match["name"] for match in _DATA.finditer(html)}
     if found != {"results", "categories", "runtimes", "timeline", "rules", "rulegraph"}:
         raise UserError(f"Snakemake's report has another form than expected: found {found}")
-    return _DATA.sub(_steady, html).replace("<title>Snakemake Report<", f"<title>{_TITLE}<")
+    return _DATA.sub(partial(_steady, graph=graph), html).replace(
+        "<title>Snakemake Report<", f"<title>{_TITLE}<"
+    )
 
 
-def _steady(match: re.Match[str]) -> str:
+def _steady(match: re.Match[str], graph: Mapping[str, list[dict[str, Any]]]) -> str:
     value = json.loads(match["value"])
     if match["name"] in ("runtimes", "timeline"):
         value["data"]["values"] = []
@@ -65,7 +69,8 @@ def _steady(match: re.Match[str]) -> str:
             for category, subcategories in value.items()
         }
     elif match["name"] == "rulegraph":
-        _draw_every_intervention(value)
+        for each in value["data"]:
+            each["values"] = graph[each["name"]]
     elif match["name"] == "rules":
         # The rule that makes the report is known to Snakemake only from the second time on, and
         # only jobs that ran here are counted.
@@ -77,26 +82,35 @@ def _steady(match: re.Match[str]) -> str:
     return match[1] + text + match[4]
 
 
-def _draw_every_intervention(graph: Any) -> None:
-    """Snakemake draws what one training job reads, whichever: a mask, widths, or neither."""
-    data = {each["name"]: each["values"] for each in graph["data"]}
-    nodes = [node["rule"] for node in data["node-data"]]
-    rules = [rule for rule in ("mask", "widths") if rule in nodes and "train" in nodes]
-    for name in ("link-data", "link-data-direct"):
-        data[name][:] = [
-            link
-            for link in data[name]
-            if link["targetrule"] != "train" or link["sourcerule"] not in rules
-        ]
-    data["link-data"] += [
+def rule_graph(jobs: Iterable[Job]) -> dict[str, list[dict[str, Any]]]:
+    """The graph of rules as the report's picture of it has it: nodes, and links in two groups.
+
+    Snakemake's own shows what some of the jobs read, whichever it meets first.
+    """
+    jobs = list(jobs)
+    rules = list(dict.fromkeys(job.rule for job in jobs))
+    pairs = {
+        (rules.index(before.partition("/")[0]), rules.index(job.rule))
+        for job in jobs
+        for before in job.after
+    }
+    links: list[dict[str, Any]] = [
         {
-            "target": nodes.index("train"),
-            "source": nodes.index(rule),
-            "sourcerule": rule,
-            "targetrule": "train",
+            "source": source,
+            "target": target,
+            "sourcerule": rules[source],
+            "targetrule": rules[target],
             "value": 1,
         }
-        for rule in rules
+        for source, target in sorted(pairs)
     ]
-    for name in ("link-data", "link-data-direct"):
-        data[name].sort(key=lambda link: (link["source"], link["target"]))
+    straight = [link["target"] == link["source"] + 1 for link in links]
+    return {
+        "node-data": [{"rule": rule, "fx": 10, "fy": 50 * row} for row, rule in enumerate(rules)],
+        "link-data": [
+            link for link, is_straight in zip(links, straight, strict=True) if not is_straight
+        ],
+        "link-data-direct": [
+            link for link, is_straight in zip(links, straight, strict=True) if is_straight
+        ],
+    }

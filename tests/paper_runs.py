@@ -15,7 +15,7 @@ from relu_sparsity.params import Params
 from relu_sparsity.params_file import parse_params
 from relu_sparsity.training.history import History
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 NUM_SEQUENCES = 40
 
 # The paper's proportions, a hundredth of its steps: 7 % of them are 700.

@@ -1,0 +1,267 @@
+"""Results that are kept in Git for readers, and the check of somebody's own against them."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import read_json, write_json, write_text
+from relu_sparsity.provenance import read_record
+
+if TYPE_CHECKING:
+    from relu_sparsity.layout import Layout
+    from relu_sparsity.params import Params
+
+PUBLISHED_METRICS = (
+    "token_use", "sequence_use", "batch_use", "p50", "p65", "p75", "p90",
+    "on_at_start", "turned_on", "turned_off", "final_use",
+)  # fmt: skip
+STANDARD_ERRORS = 4.0
+"""A number may differ from the published one by so many standard errors of their difference."""
+_NUMBERS, _MADE_FROM, _PARAMETERS = "metrics.csv", "made_from.json", "params.yaml"
+_KEYS = ["run", "layer", "metric"]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A number that is farther from the published one than seeds are from each other.
+
+    Attributes:
+      run: The run.
+      layer: The layer; "all" for the whole model.
+      metric: Which number.
+      own: The mean over one's own seeds.
+      published: The mean over the published seeds.
+      allowed: How far apart they may be.
+    """
+
+    run: str
+    layer: str
+    metric: str
+    own: float
+    published: float
+    allowed: float
+
+    def __str__(self) -> str:
+        where = "" if self.layer == "all" else f", layer {self.layer}"
+        return (
+            f"{self.run}{where}: {self.metric} is {self.own:.4g}, published {self.published:.4g} "
+            f"± {self.allowed:.2g}"
+        )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How one's own results compare with published ones.
+
+    Attributes:
+      numbers: How many numbers were compared.
+      deviations: Those that are too far apart, the farthest first.
+      verdicts: By claim, one's own verdict and the published one, where they differ.
+      missing: Published runs of which there are no results here.
+      parameters: What differs in the parameters, a line for each.
+    """
+
+    numbers: int
+    deviations: list[Deviation]
+    verdicts: dict[int, tuple[str, str]]
+    missing: list[str]
+    parameters: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every published number and verdict came out here too."""
+        return not (self.deviations or self.verdicts or self.missing)
+
+    def lines(self) -> Iterator[str]:
+        """The result in words."""
+        if self.parameters:
+            yield "The parameters are not the published ones:"
+            yield from (f"  {line}" for line in self.parameters)
+        if self.missing:
+            yield f"There are no results of {', '.join(self.missing)}."
+        apart = len(self.deviations)
+        yield (
+            f"{self.numbers - apart} of {self.numbers} numbers are within {STANDARD_ERRORS:g} "
+            "standard errors of the published ones."
+        )
+        yield from (f"  {each}" for each in self.deviations[:20])
+        if apart > 20:
+            yield f"  and {apart - 20} more"
+        for number, (own, published) in self.verdicts.items():
+            yield f"Claim {number}: {own}; published: {published}."
+        if not self.verdicts:
+            yield "Every verdict is the published one."
+
+    def as_json(self) -> dict[str, Any]:
+        """As values that JSON knows."""
+        return asdict(self) | {"passed": self.passed}
+
+
+def publish(params: "Params", layout: "Layout", folder: Path) -> list[Path]:
+    """Copies what is small of a scale's results, and tells what made them.
+
+    Args:
+      params: The scale.
+      layout: Where its results are. All of them have to be there.
+      folder: Where to; what was published there before is replaced.
+
+    Raises:
+      UserError: A result is missing.
+    """
+    copied = [
+        *layout.claims[:2],
+        layout.summary,
+        *sorted((layout.results / "tables").glob("*.*")),
+        *sorted((layout.results / "figures").glob("*.svg")),
+        *(path for path in layout.sensitivity if path.is_file()),
+    ]
+    missing = [path for path in copied if not path.is_file()]
+    runs = params.paper_runs
+    jobs = [(name, seed) for name, run in runs.items() for seed in run.seeds]
+    missing += [
+        path for name, seed in jobs if not (path := layout.run(name, seed) / "run.json").is_file()
+    ]
+    if missing:
+        raise UserError(f"{missing[0]}: is missing; make all results of {params.scale} first")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for path in copied:
+        target = partial / path.relative_to(layout.results)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    write_text(partial / _NUMBERS, read_numbers(params, layout).to_csv(index=False))
+    write_text(partial / _PARAMETERS, yaml.safe_dump(_parameters(params), sort_keys=False))
+    made_from = {}
+    for name, seed in jobs:
+        path = layout.run(name, seed) / "run.json"
+        record = read_record(path)
+        environment = read_json(path)["environment"]
+        made_from[f"{name}/seed{seed}"] = {
+            "fingerprint": record and record.fingerprint,
+            "packages": record and record.made_from["packages"],
+            "environment": environment,
+        }
+    write_json(partial / _MADE_FROM, made_from)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def read_numbers(params: "Params", layout: "Layout") -> pd.DataFrame:
+    """The numbers of all runs that are there: columns run, seed, layer, metric and value."""
+    rows = []
+    for name, run in params.paper_runs.items():
+        for seed in run.seeds:
+            path = layout.run(name, seed) / "metrics.json"
+            if not path.is_file():
+                continue
+            metrics = read_json(path)
+            for key, value in metrics.items():
+                if not isinstance(value, Mapping):
+                    rows.append((name, seed, "all", key, value))
+                    continue
+                layer = key.removeprefix("layer")
+                rows += [(name, seed, layer, each, value[each]) for each in PUBLISHED_METRICS]
+    return pd.DataFrame(rows, columns=["run", "seed", "layer", "metric", "value"])
+
+
+def verify(params: "Params", layout: "Layout", folder: Path) -> Verification:
+    """Compares a scale's results with published ones.
+
+    A number is the mean over seeds. It may differ by `STANDARD_ERRORS` standard errors of the
+    difference of two such means. The standard deviation over seeds is the larger one of the
+    number's own, as published, and of the metric's in all runs and layers: that of three seeds
+    alone is too small by chance too often.
+
+    Raises:
+      UserError: `folder` has no published results, or they are of one seed only.
+    """
+    if not (folder / _NUMBERS).is_file():
+        raise UserError(f"{folder / _NUMBERS}: is missing; allowed: a folder made by 'publish'")
+    published = _by_number(pd.read_csv(folder / _NUMBERS, dtype={"layer": str}))
+    if published["count"].min() < 2:
+        raise UserError(f"{folder}: has one seed of a run; two are needed to know their spread")
+    own = _by_number(read_numbers(params, layout))
+    variance = published["std"] ** 2
+    of_metric = np.sqrt(variance.groupby("metric").transform("mean"))
+    spread = np.maximum(published["std"], of_metric)
+    both = published.join(own, how="inner", rsuffix="_own")
+    spread = spread[both.index]
+    allowed = STANDARD_ERRORS * spread * np.sqrt(1 / both["count"] + 1 / both["count_own"])
+    distance = (both["mean_own"] - both["mean"]).abs()
+    # Numbers are written with six digits.
+    apart = distance[distance > allowed + 1e-5 * both["mean"].abs()]
+    farthest_first = (apart / spread[apart.index].clip(lower=1e-12)).sort_values(ascending=False)
+    deviations = [
+        Deviation(
+            run=key[0],
+            layer=key[1],
+            metric=key[2],
+            own=float(both.loc[key, "mean_own"]),
+            published=float(both.loc[key, "mean"]),
+            allowed=float(allowed[key]),
+        )
+        for key in farthest_first.index
+    ]
+    missing = sorted(set(published.index.get_level_values("run")) - set(own.index.unique("run")))
+    return Verification(
+        numbers=len(both),
+        deviations=deviations,
+        verdicts=_other_verdicts(layout, folder),
+        missing=missing,
+        parameters=_other_parameters(params, folder),
+    )
+
+
+def _by_number(numbers: pd.DataFrame) -> pd.DataFrame:
+    return numbers.groupby(_KEYS, sort=False)["value"].agg(["mean", "std", "count"])
+
+
+def _other_verdicts(layout: "Layout", folder: Path) -> dict[int, tuple[str, str]]:
+    def read(path: Path) -> dict[int, str]:
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; make the claims first")
+        claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        return {claim["number"]: claim["verdict"] for claim in claims}
+
+    own, published = read(layout.results / "claims.json"), read(folder / "claims.json")
+    return {
+        number: (own[number], verdict)
+        for number, verdict in published.items()
+        if own[number] != verdict
+    }
+
+
+def _parameters(params: "Params") -> dict[str, Any]:
+    return {
+        name: run.model_dump(mode="json", exclude={"name", "sensitivity"})
+        for name, run in params.paper_runs.items()
+    }
+
+
+def _other_parameters(params: "Params", folder: Path) -> list[str]:
+    published = _flat(yaml.safe_load((folder / _PARAMETERS).read_text(encoding="utf-8")))
+    own = _flat(_parameters(params))
+    return [
+        f"{key}: {own.get(key)}, published {published.get(key)}"
+        for key in dict.fromkeys([*published, *own])
+        # Other seeds are what a second look at the same experiment has.
+        if own.get(key) != published.get(key) and not key.endswith(".seeds")
+    ]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,100 @@
+"""The commands with which results are taken over, kept, published and compared."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Scale, load
+
+log = logging.getLogger(__name__)
+
+
+def adopt(
+    folder: Annotated[
+        Path, typer.Argument(help="Result files of one run and seed: .../runs/<run>/seed<k>")
+    ],
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+) -> None:
+    """Take over a run that was trained elsewhere, if it is the one that params.yaml describes."""
+    from relu_sparsity import runs
+
+    runs.adopt(*load(params_file, scale), folder)
+
+
+def accept(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Keep results that only other versions of packages made, and record that in them.
+
+    Nothing is trained or drawn again. Results that anything else made stale stay stale.
+    """
+    from relu_sparsity.accept import accept_other_versions
+
+    accepted = accept_other_versions(*load(params_file, scale))
+    if as_json:
+        print(json.dumps(accepted, indent=1))
+        return
+    for name, versions in accepted.items():
+        told = ", ".join(f"{package} {version}" for package, version in versions.items())
+        print(f"{name}: kept as made with {told or 'the results before it'}")
+    print(f"{len(accepted)} results accepted")
+
+
+def publish(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    folder: Annotated[Path | None, typer.Argument(help="[default: published/<scale>]")] = None,
+) -> None:
+    """Copy what is small of a scale's results into a folder for Git, with what made them."""
+    from relu_sparsity.publication import publish
+
+    params, layout = load(params_file, scale)
+    folder = folder or Path("published") / params.scale
+    written = publish(params, layout, folder)
+    size = sum(path.stat().st_size for path in written)
+    log.info("wrote %d files, %.1f MB, to %s", len(written), size / 1e6, folder)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Published results: published/mini.")],
+    scale: Annotated[str | None, typer.Option(help="[default: the folder's name]")] = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare your results with published ones: every number, every verdict.
+
+    Ends with status 1 where one is farther away than seeds are from each other.
+    """
+    from relu_sparsity.publication import verify
+
+    found = verify(*load(params_file, scale or folder.name), folder)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        print(*found.lines(), sep="\n")
+    if not found.passed:
+        raise UserError(f"these are not the results of {folder}")
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A Git revision: HEAD~1, a branch, a tag, a hash.")],
+    second: Annotated[
+        str | None, typer.Argument(help="Another one. [default: the working tree]")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="The HTML page; the Markdown version lies beside it.")
+    ] = Path("comparison.html"),
+    scale: Scale = None,
+) -> None:
+    """Compare two revisions on one page: parameters, tables, verdicts, curves."""
+    from relu_sparsity.paper.compare.page import write_comparison
+
+    for path in write_comparison(Path(), first, second, output, scale):
+        log.info("wrote %s", path)

@@ -1,0 +1,116 @@
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from paper_runs import layout_of, make_params, write_paper_runs
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import read_json, write_json, write_text
+from relu_sparsity.paper.catalog import TABLES
+from relu_sparsity.paper.extract import write_metrics
+from relu_sparsity.paper.tables import write_table
+from relu_sparsity.paper.verdicts import write_claims, write_summary
+from relu_sparsity.publication import publish, verify
+
+
+@pytest.fixture
+def scale(tmp_path):
+    """A scale of two seeds with all its small results, and where they are."""
+    params = make_params(seeds=[0, 1], runs={"round1": {"seeds": [1, 2]},
+                                             "round2": {"seeds": [1, 2]}})  # fmt: skip
+    write_paper_runs(tmp_path / "test", params)
+    layout = layout_of(tmp_path / "test")
+    for name, run in params.paper_runs.items():
+        for seed in run.seeds:
+            path = layout.run(name, seed) / "run.json"
+            write_json(path, read_json(path) | {"environment": {"device_kind": "cpu"}})
+            write_metrics(params, layout, name, seed)
+    for table in TABLES:
+        write_table(params, layout, table)
+    write_claims(params, layout)
+    write_summary(params, layout)
+    return params, layout
+
+
+def edit_metrics(layout, run, seeds, change):
+    for seed in seeds:
+        path = layout.run(run, seed) / "metrics.json"
+        metrics = read_json(path)
+        change(metrics)
+        write_json(path, metrics)
+
+
+def test_what_is_published_is_verified(scale, tmp_path):
+    params, layout = scale
+    folder = tmp_path / "published"
+    written = publish(params, layout, folder)
+    assert all(path.is_file() for path in written)
+    numbers = pd.read_csv(folder / "metrics.csv")
+    assert set(numbers.run) == set(params.paper_runs)
+    assert set(numbers.seed) == {0, 1, 2}
+    parameters = yaml.safe_load((folder / "params.yaml").read_text())
+    assert parameters["baseline"]["config"]["optimizer"]["peak_lr"] == 3e-3
+    found = verify(params, layout, folder)
+    assert found.passed
+    assert found.numbers == len(numbers) / 2
+    assert "Every verdict is the published one." in list(found.lines())
+
+
+def test_a_number_beyond_the_spread_of_seeds_is_named(scale, tmp_path):
+    params, layout = scale
+    publish(params, layout, tmp_path / "published")
+    published = pd.read_csv(tmp_path / "published/metrics.csv")
+    spread = published.groupby(["run", "layer", "metric"]).value.std()
+    of_metric = (spread**2).groupby("metric").mean() ** 0.5
+    near = 3.9 * max(of_metric["loss"], spread["baseline", "all", "loss"])
+
+    def shift(metrics, by):
+        metrics["loss"] += by
+
+    edit_metrics(layout, "baseline", (0, 1), lambda metrics: shift(metrics, near))
+    assert verify(params, layout, tmp_path / "published").passed
+    edit_metrics(layout, "baseline", (0, 1), lambda metrics: shift(metrics, 0.3 * near))
+    found = verify(params, layout, tmp_path / "published")
+    assert [(each.run, each.layer, each.metric) for each in found.deviations] == [
+        ("baseline", "all", "loss")
+    ]
+    assert not found.passed
+    assert any(line.strip().startswith("baseline: loss is") for line in found.lines())
+
+
+def test_another_verdict_and_a_missing_run_are_named(scale, tmp_path):
+    params, layout = scale
+    publish(params, layout, tmp_path / "published")
+    claims = json.loads((layout.results / "claims.json").read_text())
+    claims["claims"][2]["verdict"] = "not decidable"
+    write_text(layout.results / "claims.json", json.dumps(claims))
+    for seed in (0, 1):
+        (layout.run("depth_10", seed) / "metrics.json").unlink()
+    found = verify(params, layout, tmp_path / "published")
+    assert found.verdicts == {3: ("not decidable", "reproduced")}
+    assert found.missing == ["depth_10"]
+    assert not found.passed
+
+
+def test_other_parameters_are_told_but_not_other_seeds(scale, tmp_path):
+    params, layout = scale
+    publish(params, layout, tmp_path / "published")
+    run = params.runs["baseline"]
+    optimizer = run.config.optimizer.model_copy(update={"weight_decay": 0.3})
+    config = run.config.model_copy(update={"optimizer": optimizer})
+    other = run.model_copy(update={"config": config})
+    edited = params.model_copy(update={"runs": params.runs | {"baseline": other}})
+    found = verify(edited, layout, tmp_path / "published")
+    assert found.parameters == ["baseline.config.optimizer.weight_decay: 0.3, published 0.1"]
+
+
+def test_only_whole_results_are_published_and_what_is_there_stays(scale, tmp_path):
+    params, layout = scale
+    publish(params, layout, tmp_path / "published")
+    (layout.run("masked", 1) / "run.json").unlink()
+    with pytest.raises(UserError, match=r"masked/seed1/run.json: is missing; make all results"):
+        publish(params, layout, tmp_path / "published")
+    assert (tmp_path / "published/claims.md").is_file()
+    with pytest.raises(UserError, match=r"nowhere/metrics.csv: is missing"):
+        verify(params, layout, tmp_path / "nowhere")

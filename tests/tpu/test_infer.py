@@ -1,0 +1,60 @@
+"""What the paper's hardware says of its d_model."""
+
+import importlib.util
+
+import pytest
+from small_scale import small_params
+
+from relu_sparsity.hardware import GIB
+from relu_sparsity.tpu import infer as module
+from relu_sparsity.tpu.infer import SHAPES, Candidate, infer, lines
+
+
+def candidate(*gib: float) -> Candidate:
+    return Candidate(128, "bfloat16", False, dict(zip(SHAPES, gib, strict=True)), (3.0, 2.4))
+
+
+def test_what_fits_and_should_not_is_wrong_and_so_is_the_reverse():
+    hbm = 8 * GIB
+    assert candidate(7.0, 8.0, 9.0).misfits(hbm) == 0
+    assert candidate(7.0, 8.0, 9.0).farthest(hbm) == 0
+    assert candidate(7.0, 7.5, 6.0).misfits(hbm) == 1
+    assert candidate(7.0, 7.5, 6.0).farthest(hbm) == pytest.approx(0.25)
+    assert candidate(8.4, 10.0, 12.0).misfits(hbm) == 2
+    assert candidate(8.4, 10.0, 12.0).farthest(hbm) == pytest.approx(0.25)
+
+
+def test_the_table_has_memory_days_and_what_is_wrong():
+    text = list(lines([candidate(7.56, 10.2, 16.5)], "v2:4x4"))
+    assert "7.48 GiB" in text[0]
+    assert "6 x 32768 and 14 x 16384 fit and 14 x 32768 does not" in text[0]
+    row = [cell.strip() for cell in text[2].splitlines()[-1].strip("|").split("|")]
+    assert row == ["128", "bfloat16", "no", "7.56", "10.20", "16.50", "3.0", "2.4", "2", "36%"]
+
+
+@pytest.mark.parametrize(
+    ("message", "gib"),
+    [
+        ("Ran out of memory in memory space hbm. Used 16.50G of 7.48G hbm.", 16.5),
+        ("the total memory required for HLO temporaries (512.0M) exceeds available HBM", 0.5),
+    ],
+)
+def test_the_compilers_refusal_tells_how_much_was_needed(message, gib):
+    found = module._USED.search(message)
+    assert float(found[1]) / (1 if found[2] == "G" else 1024) == gib
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: make tpu-check"
+)
+def test_compiled_for_the_slice(monkeypatch):
+    shapes = {(2, 512): True, (4, 512): True, (2, 2048): False}
+    monkeypatch.setattr(module, "SHAPES", shapes)
+    config = small_params().runs["baseline"].config
+    plain, remat = infer(config, "v2:2x2", [128], dtypes=("bfloat16",))
+    assert (plain.remat, remat.remat) == (False, True)
+    assert list(plain.gib) == list(shapes)
+    assert 0 < remat.gib[4, 512] < plain.gib[4, 512], "computing again takes less memory"
+    assert plain.gib[2, 512] < plain.gib[2, 2048]
+    assert plain.days == remat.days
+    assert plain.days[0] == pytest.approx(plain.days[1] * 0.5 / 0.4)
