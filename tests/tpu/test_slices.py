@@ -136,6 +136,56 @@ def test_what_passes_is_told_from_what_does_not(monkeypatch):
     assert all("--project=p" in call and "--zone=z" in call for call in calls)
 
 
+QUOTA = (
+    "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit "
+    "'TPUV2sPreemptiblePodPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone a-zone."
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "passes"),
+    [
+        (QUOTA, False),
+        ("RESOURCE_EXHAUSTED: There is no more capacity in the zone a-zone", True),
+        ("RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Requests' per minute", True),
+        ("HTTPError 429: Too Many Requests", True),
+        ("INTERNAL: internal error encountered", True),
+        ("INVALID_ARGUMENT: the internal IP range is no subnetwork", False),
+        ("PERMISSION_DENIED: no connection to the project is allowed", False),
+        ("FAILED_PRECONDITION: Cloud TPU API has not been enabled", False),
+        ("HTTPError 403: The caller does not have permission", False),
+        ("Connection reset by peer", True),
+        ("ALREADY_EXISTS: relu-sparsity-x", False),
+        ("a flag of this name has no connection with anything", False),
+    ],
+)
+@pytest.mark.parametrize("verb", ["create", "describe", "list"])
+def test_a_quota_is_refused_and_capacity_passes_at_every_call(
+    monkeypatch, tmp_path, message, passes, verb
+):
+    calls = gcloud_answers(monkeypatch, (1, "", message))
+    cloud = Gcloud("p", "z")
+    do = {
+        "create": lambda: cloud.create(
+            "x", SliceParams(), startup_script=tmp_path / "s", labels={"a": "b"}
+        ),
+        "describe": lambda: cloud.describe("x"),
+        "list": cloud.list,
+    }
+    with pytest.raises(PassingTrouble if passes else UserError):
+        do[verb]()
+    assert [call[4] for call in calls] == [verb]
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "refused"),
+    [(8, "no more capacity", False), (8, QUOTA, True), (7, "The caller", True), (9, "x", True)],
+)
+def test_a_failed_request_tells_by_its_code_whether_waiting_helps(code, message, refused):
+    state = {"state": "FAILED", "failedData": {"error": {"code": code, "message": message}}}
+    assert Slice.from_json(FAILED | {"state": state}).is_refused() == refused
+
+
 def test_deletes_until_it_is_gone(monkeypatch):
     cloud = Gcloud("p", "z")
     gone = (1, "", "NOT_FOUND")

@@ -56,9 +56,9 @@ class Cloud:
         """Lets the next requests fail."""
         (self.folder / "failing.json").write_text(json.dumps([message] * count))
 
-    def refuse(self, message: str) -> None:
-        """Lets every call end with this message; an empty one lets them through again."""
-        (self.folder / "refused.txt").write_text(message)
+    def refuse(self, message: str, verb: str = "") -> None:
+        """Lets every call of a verb (of none: of all) end with this message; "" ends that."""
+        (self.folder / "refused.json").write_text(json.dumps([verb, message]))
 
     def environment(self, path: str) -> dict[str, str]:
         """The variables of a process that is to find this command first."""
@@ -249,7 +249,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     with (cloud.folder / "calls.log").open("a") as log:
         print(*arguments, file=log)
-    if refused := (cloud.folder / "refused.txt").read_text():
+    verb, refused = json.loads((cloud.folder / "refused.json").read_text())
+    if refused and verb in ("", *arguments):
         _refuse(refused)
     words = [each for each in arguments if not each.startswith("--")]
     flags = (each[2:].partition("=") for each in arguments if each.startswith("--"))

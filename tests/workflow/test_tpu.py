@@ -93,6 +93,10 @@ class Controller:
     def run(self, *command, status=0):
         return self.project.run(*command, status=status, **self.variables)
 
+    def settings(self, **changes):
+        path = self.project.folder / "workflow/profiles/tpu/slices.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
     def progress(self, run="baseline"):
         names = self.bucket.names(f"{self.prefix}/runs/tpu/{run}/")
         found = [name for name in names if name.endswith("/progress.json")]
@@ -135,10 +139,10 @@ def assert_same(found, expected):
 def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
     """A run and its masked branch; the first request finds no capacity."""
     controller.cloud.fail_next(1)
-    output = controller.run("snakemake", "--profile", "tpu", "run_masked")
+    controller.run("snakemake", "--profile", "tpu", "run_masked")
     assert controller.cloud.slices() == {}
     log = (controller.project.folder / "logs/tpu/train/baseline.seed0.log").read_text()
-    assert "no slice now, asks again in 1 s: There is no more capacity" in log, output
+    assert re.search(r"no slice now, asks again in 1 s, has waited \S+: There is no more", log), log
     assert "baseline seed 0: step 60 of 60" in log
     created = [call for call in controller.cloud.calls() if " create " in call]
     assert len(created) == 3
@@ -149,6 +153,26 @@ def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
         assert told["state"] == "finished"
         assert re.match(rf"relu-sparsity-tpu-{run}-seed0-\w+: 8 cpu on 4 hosts", told["where"])
     assert "There are no slices" in controller.run("relu_sparsity.cli", "tpu", "list")
+
+
+def test_a_refused_quota_ends_the_job_at_once_and_leaves_nothing(controller):
+    quota = "RESOURCE_EXHAUSTED: Quota limit 'TPUV2sPod' has been exceeded. Limit: 0 in zone a-zone"
+    controller.cloud.refuse(quota, "create")
+    output = controller.run(*LAUNCH, status=1)
+    assert "Quota limit 'TPUV2sPod' has been exceeded" in output
+    created = [call for call in controller.cloud.calls() if " create " in call]
+    assert len(created) == 1, "no waiting mends it"
+    assert controller.cloud.slices() == {}
+
+
+def test_a_job_without_a_slice_gives_up_after_max_wait_hours(controller):
+    controller.settings(max_wait_hours=5 / 3600)
+    controller.cloud.fail_next(1000)
+    output = controller.run(*LAUNCH, status=1)
+    assert re.search(r"has waited \S+: There is no more capacity", output)
+    assert "there was no slice in" in output
+    assert "allowed: max_wait_hours, 0.00" in output
+    assert controller.cloud.slices() == {}
 
 
 def test_a_mask_that_needs_training_is_made_on_a_slice(controller, plain):

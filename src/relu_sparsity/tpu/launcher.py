@@ -269,6 +269,7 @@ class _Launcher:
         self._state = ""
         self._shown = 0
         self._restarts: dict[int, int] = {}
+        self._without_slice_since = time.monotonic()
 
     def run(self) -> None:
         """Keeps slices working on the job until it is done."""
@@ -293,7 +294,10 @@ class _Launcher:
                 self._follow()
                 return
             except _NoCapacity as trouble:
-                self._tell(f"no slice now, asks again in {pause:.0f} s: {trouble}")
+                waited = self._require_patience()
+                self._tell(
+                    f"no slice now, asks again in {pause:.0f} s, has waited {waited}: {trouble}"
+                )
                 self._gcloud.delete(self._name)
                 self._wait(pause)
                 pause = min(2 * pause, 600)
@@ -372,13 +376,15 @@ class _Launcher:
                 self._state = found.state
                 self._tell(f"{found.state}, {duration(time.monotonic() - asked_at)} after asking")
             if found.state == "FAILED":
-                if _needs_a_user(found.message):
+                if found.is_refused():
                     raise UserError(f"{self._name}: the cloud refuses the slice: {found.message}")
                 raise _NoCapacity(found.message)
             if found.state in LOST:
                 raise _SliceLost("the slice was preempted")
             if found.state != "ACTIVE":
+                self._require_patience()
                 continue
+            self._without_slice_since = time.monotonic()
             active_since = active_since or time.monotonic()
             reports = self._reports()
             self._show(reports)
@@ -392,6 +398,17 @@ class _Launcher:
                         f"{self._name}: host {report.worker} failed:\n{report.message.rstrip()}"
                     )
             self._require_word_of_hosts(reports, active_since)
+
+    def _require_patience(self) -> str:
+        """How long the job has been without a slice, in words."""
+        waited = time.monotonic() - self._without_slice_since
+        if waited > 3600 * self._settings.max_wait_hours:
+            raise UserError(
+                f"{self._name}: there was no slice in {duration(waited)}; allowed: max_wait_hours, "
+                f"{self._settings.max_wait_hours:g}. Started again, the job goes on from its last "
+                "checkpoint; another zone, or one that is not spot, may have slices"
+            )
+        return duration(waited)
 
     def _is_done(self) -> bool:
         return self._ask_store(self._job.is_done, False)
@@ -490,11 +507,3 @@ class _Launcher:
                     "updated": time.time(),
                 },
             )
-
-
-def _needs_a_user(message: str) -> bool:
-    """Whether a request failed for a reason that waiting does not mend."""
-    lowered = message.lower()
-    return any(
-        word in lowered for word in ("quota", "permission", "invalid", "not allowed", "denied")
-    )

@@ -27,12 +27,26 @@ NAME_PREFIX = "relu-sparsity-"
 WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 # What it says of one that was a slice: preempted, or taken for maintenance.
 LOST = ("SUSPENDING", "SUSPENDED")
-# What gcloud prints where the same call may go through later.
+# What gcloud prints where the same call may go through later: the cloud's status, in capitals, or
+# words that mean nothing else. A status of the cloud is a word of its own: INTERNAL, and not
+# "internal IP".
 _PASSING = re.compile(
-    r"UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED|INTERNAL|no more capacity|"
-    r"not enough|stockout|HTTPError (429|5\d\d)|temporarily|timed out|connection",
-    re.IGNORECASE,
+    r"\b(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED|INTERNAL)\b|"
+    r"HTTPError (?:429|5\d\d)|"
+    r"(?i:no more capacity|not enough resources|stockout|temporarily|timed out|"
+    r"connection (?:reset|refused|aborted|error)|failed to establish a new connection|"
+    r"rate limit|per minute)"
 )
+# What no waiting mends. A quota has the status RESOURCE_EXHAUSTED too; that of calls in a minute
+# passes.
+_REFUSED = re.compile(
+    r"\b(PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|FAILED_PRECONDITION)\b|"
+    r"HTTPError 40[0-3]|"
+    r"(?i:quota|permission|not allowed|denied|invalid|billing|not enabled)"
+)
+_CALLS_IN_A_MINUTE = re.compile(r"(?i)per minute|rate limit|HTTPError 429")
+# google.rpc.Code: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAUTHENTICATED.
+_REFUSING_CODES = (3, 7, 9, 16)
 _NOT_FOUND = re.compile(r"NOT_FOUND|HTTPError 404|was not found", re.IGNORECASE)
 
 
@@ -53,6 +67,7 @@ class SliceParams(Section):
       host_timeout_seconds: When a host that says nothing counts as dead.
       stop_seconds: How long a slice that is to be deleted may save its checkpoint.
       max_failures: Slices in a row that may be lost without a new checkpoint.
+      max_wait_hours: How long a job may wait for a slice, without one between.
     """
 
     accelerator_type: str = Field(default="v2-32", pattern=r"^[a-z0-9]+-\d+$")
@@ -68,6 +83,7 @@ class SliceParams(Section):
     host_timeout_seconds: PositiveFloat = 900.0
     stop_seconds: PositiveFloat = 180.0
     max_failures: PositiveInt = 5
+    max_wait_hours: PositiveFloat = 72.0
 
 
 def load_slice_params(path: Path) -> SliceParams:
@@ -112,6 +128,7 @@ class Slice:
       name: Its name, and that of the node in it.
       state: The queue's word: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED, ...
       message: Why it failed.
+      code: The same as a google.rpc.Code; 0 where it did not fail.
       accelerator_type: Kind and size.
       spot: Whether it can be preempted.
       labels: The node's labels.
@@ -125,6 +142,7 @@ class Slice:
     spot: bool
     labels: Mapping[str, str]
     created: str
+    code: int = 0
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any]) -> "Slice":
@@ -141,7 +159,17 @@ class Slice:
             spot="spot" in described,
             labels=node.get("labels", {}),
             created=described.get("createTime", ""),
+            code=failed.get("code", 0),
         )
+
+    def is_refused(self) -> bool:
+        """Whether it failed for a reason that waiting does not mend."""
+        return self.code in _REFUSING_CODES or is_refusal(self.message)
+
+
+def is_refusal(message: str) -> bool:
+    """Whether the cloud says no: no permission, no quota, no such thing."""
+    return bool(_REFUSED.search(message)) and not _CALLS_IN_A_MINUTE.search(message)
 
 
 class PassingTrouble(Exception):
@@ -262,7 +290,7 @@ def call(arguments: Sequence[str]) -> str:
     message = done.stderr.strip() or f"exit status {done.returncode}"
     if _NOT_FOUND.search(message):
         raise _NotFound(message)
-    if _PASSING.search(message):
+    if _PASSING.search(message) and not is_refusal(message):
         raise PassingTrouble(message)
     raise UserError(f"gcloud {' '.join(arguments[:4])}: {message}")
 
