@@ -12,7 +12,7 @@ import typer
 from relu_sparsity.errors import (
     TRY_AGAIN_STATUS,
     USER_ERROR_STATUS,
-    NotConnected,
+    TryAgain,
     UserError,
 )
 from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent
@@ -306,7 +306,7 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(TRY_AGAIN_STATUS if isinstance(error, NotConnected) else USER_ERROR_STATUS)
+        sys.exit(TRY_AGAIN_STATUS if isinstance(error, TryAgain) else USER_ERROR_STATUS)
 
 
 if __name__ == "__main__":

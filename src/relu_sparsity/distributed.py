@@ -6,11 +6,12 @@ run's lock and writes files; the others do as it says.
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -112,6 +113,26 @@ def ask_leader(action: Callable[[], _T]) -> _T:
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["value"]
+
+
+def share(array: np.ndarray | None, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array of the leader's in every process, bit by bit.
+
+    Args:
+      array: The array in the leader; None in all others.
+      shape: Its shape, which every process knows.
+      dtype: Its dtype.
+    """
+    if jax.process_count() == 1:
+        assert array is not None
+        return array
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    # As whole numbers: a sum with zeros keeps them, and would lose the sign of a float's zero.
+    words = np.zeros(-(-size // 4), np.uint32)
+    if array is not None:
+        words.view(np.uint8)[:size] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    shared = np.asarray(multihost_utils.broadcast_one_to_all(words))
+    return shared.view(np.uint8)[:size].view(dtype).reshape(shape)
 
 
 @contextlib.contextmanager

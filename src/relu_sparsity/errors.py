@@ -12,8 +12,12 @@ class UserError(Exception):
     """
 
 
-class NotConnected(UserError):
-    """The processes of a run cannot find each other. The status is `TRY_AGAIN_STATUS`."""
+class TryAgain(UserError):
+    """Something is not to be reached now. The status is `TRY_AGAIN_STATUS`."""
+
+
+class NotConnected(TryAgain):
+    """The processes of a run cannot find each other."""
 
 
 class Interrupted(Exception):

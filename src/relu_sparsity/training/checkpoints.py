@@ -2,17 +2,32 @@
 
 import hashlib
 import logging
+import re
+import time
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
-from relu_sparsity.errors import UserError
+from relu_sparsity import distributed
+from relu_sparsity.errors import TryAgain, UserError
 from relu_sparsity.files import AnyPath, absolute
 
 log = logging.getLogger(__name__)
+
+
+# Seconds between attempts to read from a store that does not answer.
+_PAUSES = (1.0, 5.0, 20.0)
+# What clients of buckets say then, some of them with exceptions of their own.
+_UNREACHABLE = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|"
+    r"HttpError|Client\w*Error|Timeout|timed out|[Cc]onnection"
+)
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was saved."""
 
 
 class Checkpoint(NamedTuple):
@@ -70,53 +85,127 @@ class Checkpoints:
     def restore(self, step: int, state: Any) -> Checkpoint:
         """Reads the checkpoint at `step` into the shapes and shardings of `state`.
 
+        The first process reads it, and all others get it from there: none can have another one.
+
         Raises:
-          ValueError: Its content is not what was saved.
-          Exception: It is damaged; Orbax and TensorStore raise many kinds.
+          DamagedError: Its content is not what was saved, or cannot be made out.
+          TryAgain: The store does not answer, or the processes do not have the same content.
         """
         self._manager.wait_until_finished()
-        restored = self._manager.restore(
+        read: list[Checkpoint] = []
+
+        def told_by_leader() -> dict[str, Any]:
+            try:
+                read.append(self._read_patiently(step, state))
+            except (DamagedError, TryAgain) as error:
+                return {type(error).__name__: str(error)}
+            shapes = {key: (each.shape, each.dtype.str) for key, each in read[0].history.items()}
+            return {"data": read[0].data_state, "history": shapes}
+
+        told = distributed.ask_leader(told_by_leader)
+        for kind in (DamagedError, TryAgain):
+            if kind.__name__ in told:
+                raise kind(told[kind.__name__])
+        values: list[Any] = [None] * len(jax.tree.leaves(state))
+        history: dict[str, Any] = dict.fromkeys(told["history"])
+        if read:
+            values, history = jax.tree.leaves(read[0].state), read[0].history
+        shared = [
+            distributed.share(value, leaf.shape, leaf.dtype)
+            for value, leaf in zip(values, jax.tree.leaves(state), strict=True)
+        ]
+        checkpoint = Checkpoint(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(state),
-                history=ocp.args.StandardRestore(),
-                data=ocp.args.JsonRestore(),
-            ),
+            jax.tree.unflatten(jax.tree.structure(state), shared),
+            told["data"],
+            {
+                key: distributed.share(history[key], shape, np.dtype(dtype))
+                for key, (shape, dtype) in told["history"].items()
+            },
         )
+        contents = distributed.gather(_content(checkpoint)[:16])
+        if len(set(contents)) > 1:
+            raise TryAgain(
+                f"{self.folder / str(step)}: the processes have restored other contents: "
+                f"{', '.join(contents)}"
+            )
+        placed = jax.tree.map(
+            lambda leaf, value: jax.make_array_from_process_local_data(leaf.sharding, value),
+            state,
+            checkpoint.state,
+        )
+        return checkpoint._replace(state=placed)
+
+    def _read_patiently(self, step: int, state: Any) -> Checkpoint:
+        """Reads a checkpoint to this process alone; a store that does not answer is asked again."""
+        for pause in (*_PAUSES, None):
+            try:
+                return self._read(step, state)
+            except DamagedError:
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                if not _is_unreachable(error):
+                    raise DamagedError(reason) from error
+                if pause is None:
+                    raise TryAgain(
+                        f"{self.folder / str(step)}: the store does not answer ({reason})"
+                    ) from error
+                log.warning("step %d: %s; reads it again in %.0f s", step, reason, pause)
+                time.sleep(pause)
+        raise AssertionError
+
+    def _read(self, step: int, state: Any) -> Checkpoint:
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix="leader",
+        )
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        )
+        arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            restored = reader.restore(
+                self.folder / str(step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(arrays),
+                    history=ocp.args.StandardRestore(),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
         told = restored["data"]
-        checkpoint = Checkpoint(step, restored["state"], told["iterator"], restored["history"])
+        checkpoint = Checkpoint(
+            step, restored["state"], told["iterator"], jax.tree.map(np.asarray, restored["history"])
+        )
+        # The step is part of the content: this is the checkpoint that was asked for.
         if _content(checkpoint) != told["sha256"]:
-            raise ValueError("its SHA-256 is not that of what was saved")
+            raise DamagedError("its SHA-256 is not that of what was saved")
         return checkpoint
 
     def restore_latest(self, state: Any) -> Checkpoint | None:
         """Reads the newest checkpoint that is whole, or returns None where there is none.
 
         Damaged ones are reported and moved aside once an older one is read, so that the run can
-        save those steps again.
+        save those steps again. All processes restore the same one.
 
         Raises:
           UserError: None of them can be read. They stay where they are: the reason may be another
             than damage.
+          TryAgain: The store does not answer, which is no damage.
         """
         failed: list[int] = []
         reason = ""
-        for step in reversed(self.steps()):
+        for step in reversed(distributed.ask_leader(self.steps)):
             try:
                 checkpoint = self.restore(step, state)
-            except Exception as error:
+            except DamagedError as error:
                 failed.append(step)
-                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                reason = str(error)
                 log.warning("the checkpoint at step %d cannot be read (%s)", step, reason)
                 continue
-            for damaged in failed:
-                aside = self._move_aside(damaged)
-                log.warning(
-                    "the checkpoint at step %d is damaged; moved it to %s and use step %d",
-                    damaged,
-                    aside,
-                    step,
-                )
+            if failed:
+                self._move_aside(failed, step)
             return checkpoint
         if failed:
             raise UserError(
@@ -125,21 +214,41 @@ class Checkpoints:
             )
         return None
 
-    def _move_aside(self, step: int) -> epath.Path:
+    def _move_aside(self, steps: list[int], used: int) -> None:
+        def move() -> list[str]:
+            damaged = self.folder.parent / "damaged"
+            damaged.mkdir(exist_ok=True)
+            # A bucket has no empty folders to move something into.
+            (damaged / "README").write_text("Checkpoints that could not be read.\n")
+            targets = []
+            for step in steps:
+                targets.append(damaged / f"step{step}-{len(list(damaged.iterdir()))}")
+                (self.folder / str(step)).rename(targets[-1])
+            return list(map(str, targets))
+
         self._manager.close()
-        damaged = self.folder.parent / "damaged"
-        damaged.mkdir(exist_ok=True)
-        # A bucket has no empty folders to move something into.
-        (damaged / "README").write_text("Checkpoints that could not be read.\n")
-        target = damaged / f"step{step}-{len(list(damaged.iterdir()))}"
-        (self.folder / str(step)).rename(target)
+        for step, target in zip(steps, distributed.ask_leader(move), strict=True):
+            log.warning(
+                "the checkpoint at step %d is damaged; moved it to %s and use step %d",
+                step,
+                target,
+                used,
+            )
         self._manager = self._open()
-        return target
 
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Whether a read failed for a reason that says nothing about what is there."""
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return False
+    return isinstance(error, OSError) or bool(
+        _UNREACHABLE.search(f"{type(error).__name__}: {error}")
+    )
 
 
 def _content(checkpoint: Checkpoint) -> str:

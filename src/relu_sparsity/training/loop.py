@@ -288,7 +288,7 @@ class _Training:
         goes on with the same programs, and to the same bits, whether others branch off or not.
         """
         branch = Checkpoints(folder / "checkpoint", max_to_keep=None)
-        if step not in branch.steps():
+        if step not in distributed.ask_leader(branch.steps):
             self.save(branch, step)
         output = self._update(step, measure=True)
         units = self.reader.units(output)
