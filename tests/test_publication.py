@@ -9,6 +9,7 @@ from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
 from relu_sparsity.paper.catalog import TABLES
 from relu_sparsity.paper.extract import write_metrics
+from relu_sparsity.paper.figures import write_figure
 from relu_sparsity.paper.tables import write_table
 from relu_sparsity.paper.verdicts import write_claims, write_summary
 from relu_sparsity.publication import publish, verify
@@ -28,6 +29,8 @@ def scale(tmp_path):
             write_metrics(params, layout, name, seed)
     for table in TABLES:
         write_table(params, layout, table)
+    for figure in ("fig01", "fig02", "fig03", "fig04"):
+        write_figure(params, layout, figure)
     write_claims(params, layout)
     write_summary(params, layout)
     return params, layout

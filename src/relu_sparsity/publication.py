@@ -13,6 +13,7 @@ import yaml
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
+from relu_sparsity.paper.catalog import FIGURES, MAIN_TEXT
 from relu_sparsity.provenance import read_record
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Verification:
 def publish(params: "Params", layout: "Layout", folder: Path) -> list[Path]:
     """Copies what is small of a scale's results, and tells what made them.
 
+    Of the figures, those of the paper's main text.
+
     Args:
       params: The scale.
       layout: Where its results are. All of them have to be there.
@@ -120,7 +123,7 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> list[Path]:
         *layout.claims[:2],
         layout.summary,
         *sorted((layout.results / "tables").glob("*.*")),
-        *sorted((layout.results / "figures").glob("*.svg")),
+        *(layout.figure(each.id) for each in FIGURES.values() if each.category == MAIN_TEXT),
         *(path for path in layout.sensitivity if path.is_file()),
     ]
     missing = [path for path in copied if not path.is_file()]

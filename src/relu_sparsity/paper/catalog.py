@@ -138,7 +138,8 @@ def _over_steps(metric: str, run: str, *spans: Literal["early", "whole"]) -> tup
     return tuple(Panel(metric, (run,), span) for span in spans)
 
 
-_BASE = ("Main text", "Full training plots (A.1)", "Percentiles (A.2)")
+MAIN_TEXT = "Main text"
+_BASE = (MAIN_TEXT, "Full training plots (A.1)", "Percentiles (A.2)")
 _DEPTH, _WIDTH, _RATE = "Depth (A.3)", "Hidden width (A.4)", "Learning rate (A.5)"
 _TWIN = "The paper numbers this plot twice, as {} and as {}."
 
