@@ -103,9 +103,11 @@ def test_other_parameters_are_told_but_not_other_seeds(scale, tmp_path):
     optimizer = run.config.optimizer.model_copy(update={"weight_decay": 0.3})
     config = run.config.model_copy(update={"optimizer": optimizer})
     other = run.model_copy(update={"config": config})
-    edited = params.model_copy(update={"runs": params.runs | {"baseline": other}})
+    runs = params.runs | {"baseline": other, "depth_10": other.model_copy(update={"seeds": (7,)})}
+    edited = params.model_copy(update={"runs": runs})
     found = verify(edited, layout, tmp_path / "published")
-    assert found.parameters == ["baseline.config.optimizer.weight_decay: 0.3, published 0.1"]
+    assert "baseline, depth_10: optimizer.weight_decay: 0.3, published 0.1" in found.parameters
+    assert not any("seeds" in line for line in found.parameters)
 
 
 def test_only_whole_results_are_published_and_what_is_there_stays(scale, tmp_path):

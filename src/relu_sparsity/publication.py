@@ -253,12 +253,14 @@ def _parameters(params: "Params") -> dict[str, Any]:
 def _other_parameters(params: "Params", folder: Path) -> list[str]:
     published = _flat(yaml.safe_load((folder / _PARAMETERS).read_text(encoding="utf-8")))
     own = _flat(_parameters(params))
-    return [
-        f"{key}: {own.get(key)}, published {published.get(key)}"
-        for key in dict.fromkeys([*published, *own])
+    runs: dict[str, list[str]] = {}
+    for key in dict.fromkeys([*published, *own]):
+        run, _, name = key.partition(".")
         # Other seeds are what a second look at the same experiment has.
-        if own.get(key) != published.get(key) and not key.endswith(".seeds")
-    ]
+        if own.get(key) != published.get(key) and name != "seeds":
+            told = f"{name.removeprefix('config.')}: {own.get(key)}, published {published.get(key)}"
+            runs.setdefault(told, []).append(run)
+    return [f"{', '.join(names)}: {told}" for told, names in runs.items()]
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
