@@ -70,7 +70,7 @@ def test_json_has_the_same():
 
 def test_other_depths_are_noted():
     params = small_params()
-    notes = list(module._notes(list(params.runs.values())))
+    notes = list(module._notes(list(params.paper_runs.values())))
     assert "masked: another number of layers than the paper's 6; all units count as used." in notes
 
 

@@ -11,7 +11,7 @@ PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 def distinct_models(params):
-    models = module.distinct_models(params, list(params.runs.values()))
+    models = module.distinct_models(params, list(params.paper_runs.values()))
     return {tuple(model.steps): model for model in models}
 
 
