@@ -11,6 +11,7 @@ def test_the_graph_of_rules_has_each_once_whichever_job_comes_first():
     graph = rule_graph(jobs)
     rules = [node["rule"] for node in graph["node-data"]]
     assert len(rules) == len(set(rules))
+    assert "sensitivity" not in rules, "it is no part of the report"
     links = graph["link-data"] + graph["link-data-direct"]
     assert all(rules[link["source"]] == link["sourcerule"] for link in links)
     assert all(rules[link["target"]] == link["targetrule"] for link in links)

@@ -87,7 +87,7 @@ def rule_graph(jobs: Iterable[Job]) -> dict[str, list[dict[str, Any]]]:
 
     Snakemake's own shows what some of the jobs read, whichever it meets first.
     """
-    jobs = list(jobs)
+    jobs = [job for job in jobs if not job.on_request]
     rules = list(dict.fromkeys(job.rule for job in jobs))
     pairs = {
         (rules.index(before.partition("/")[0]), rules.index(job.rule))
