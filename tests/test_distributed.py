@@ -48,6 +48,15 @@ def test_a_second_sigterm_does_not_end_the_save():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.fixture
+def as_in_a_terminal():
+    """Python's own handler for Ctrl-C, which it does not install in a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_a_second_ctrl_c_does_not_wait():
     with distributed.stop_signals() as stop_requested:
         os.kill(os.getpid(), signal.SIGINT)
