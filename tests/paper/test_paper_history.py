@@ -103,6 +103,15 @@ def test_leaves_out_runs_without_results(results_dir):
     assert list(load_runs(results_dir, {"baseline": [0, 7]})["baseline"]) == [0]
 
 
+def test_the_folder_and_the_mask_of_a_run_to_come_are_no_results(tmp_path):
+    (tmp_path / "runs/masked/seed0").mkdir(parents=True)
+    (tmp_path / "runs/masked/seed0/mask.npz").touch()
+    assert load_runs(tmp_path, {"masked": [0]}) == {}
+    (tmp_path / "runs/masked/seed0/unit_use.csv").touch()
+    with pytest.raises(UserError, match=r"run\.json: is missing"):
+        load_runs(tmp_path, {"masked": [0]})
+
+
 def test_names_a_mask_with_too_few_layers(results_dir):
     path = results_dir / "runs" / "masked" / "seed0" / "mask.npz"
     assert np.mean(load_mask(path, 6)) == pytest.approx(0.7, abs=1e-4)

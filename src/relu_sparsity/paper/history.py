@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from relu_sparsity.errors import UserError
+from relu_sparsity.layout import RUN_FILES
 from relu_sparsity.metrics import METRICS
 
 
@@ -127,10 +128,15 @@ def load_runs(
         for name, seeds in runs.items()
     }
     found = {
-        name: {seed: load_run(folder) for seed, folder in seeds.items() if folder.is_dir()}
+        name: {seed: load_run(folder) for seed, folder in seeds.items() if _has_results(folder)}
         for name, seeds in folders.items()
     }
     return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether anything of a trained run is there: its folder and its mask come before it."""
+    return any((folder / name).exists() for name in RUN_FILES)
 
 
 def load_mask(path: Path, num_layers: int) -> list[Bool[np.ndarray, " mlp"]]:
