@@ -67,9 +67,9 @@ def replaced(path: str, old: str, new: str) -> Edit:
 
 def other_version(project: Project) -> None:
     """Makes a package look as if another version of it were installed."""
-    folder = project.folder / "src" / "optax-0.0.1.dist-info"
+    folder = project.folder / "src" / "flax-0.0.1.dist-info"
     folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: optax\nVersion: 0.0.1\n")
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: flax\nVersion: 0.0.1\n")
 
 
 def of_scale(*keys: str, value: object) -> Edit:
@@ -92,7 +92,7 @@ EDITS = {
         "src/relu_sparsity/paper/figures.py", '"lines.linewidth": 1.2', '"lines.linewidth": 1.3'
     ),
     "caption": replaced("workflow/report/figure.rst", "\n", "\nAnother caption.\n"),
-    "package": Edit("optax: another version", other_version),
+    "package": Edit("flax: another version", other_version),
 }
 
 
