@@ -1,8 +1,17 @@
 """A scale whose models compile in seconds."""
 
+import importlib.util
 from pathlib import Path
 
+import pytest
+
 from relu_sparsity.params_file import parse_params
+
+# .ci/run installs it; `make test` alone does not, which takes 684 MB that nothing else needs.
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed; `make tpu-check` installs it, in .venv/libtpu",
+)
 
 
 def small_params(**model):

@@ -8,18 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from small_scale import small_params
+from small_scale import needs_libtpu, small_params
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.hardware import GIB, HARDWARE
 from relu_sparsity.tpu import check as module
 from relu_sparsity.tpu.check import ModelCheck, TpuCheck, check, topology_mesh
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed; `make tpu-check` installs it, in .venv/libtpu",
-)
-
 
 RESULT = TpuCheck(
     scale="tpu",

@@ -1,9 +1,7 @@
 """What the paper's hardware says of its d_model."""
 
-import importlib.util
-
 import pytest
-from small_scale import small_params
+from small_scale import needs_libtpu, small_params
 
 from relu_sparsity.hardware import GIB
 from relu_sparsity.tpu import infer as module
@@ -44,9 +42,7 @@ def test_the_compilers_refusal_tells_how_much_was_needed(message, gib):
     assert float(found[1]) / (1 if found[2] == "G" else 1024) == gib
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: make tpu-check"
-)
+@needs_libtpu
 def test_compiled_for_the_slice(monkeypatch):
     shapes = {(2, 512): True, (4, 512): True, (2, 2048): False}
     monkeypatch.setattr(module, "SHAPES", shapes)

@@ -1,6 +1,7 @@
 """Figures 1-34, drawn from the rows of `catalog.FIGURES`."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -62,10 +63,14 @@ def write_figure(params: "Params", layout: "Layout", figure: str) -> None:
     row = FIGURES[figure]
     shown = {run: params.runs[run].seeds for run in row.runs if run in params.runs}
     runs = load_runs(layout.results, shown)
-    with mpl.rc_context(STYLE), atomic_write(layout.figure(figure)) as temporary:
-        draw(row, runs, params).savefig(
-            temporary, format="svg", metadata={"Date": None, "Creator": "relu-sparsity"}
-        )
+    with mpl.rc_context(STYLE):
+        save(draw(row, runs, params), layout.figure(figure))
+
+
+def save(canvas: Canvas, path: Path) -> None:
+    """Writes a figure as SVG, the same bytes each time."""
+    with atomic_write(path) as temporary:
+        canvas.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "relu-sparsity"})
 
 
 def draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params") -> Canvas:

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from relu_sparsity.files import atomic_write, write_text
+from relu_sparsity.files import write_text
 from relu_sparsity.paper.catalog import METRIC_TITLES
 from relu_sparsity.paper.claims import CLAIMS
 from relu_sparsity.paper.evidence import MeasuredResults, UndecidableError
-from relu_sparsity.paper.figures import STYLE
+from relu_sparsity.paper.figures import STYLE, save
 from relu_sparsity.paper.history import RunHistory, load_runs
 from relu_sparsity.paper.verdicts import VERDICTS, Verdict, decide_claim
 
@@ -66,10 +66,8 @@ def write_sensitivity(params: "Params", layout: "Layout") -> None:
     frame = as_frame(choices)
     write_text(csv, frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     write_text(markdown, as_markdown(choices, params.scale))
-    with mpl.rc_context(STYLE), atomic_write(figure) as temporary:
-        draw(choices).savefig(
-            temporary, format="svg", metadata={"Date": None, "Creator": "relu-sparsity"}
-        )
+    with mpl.rc_context(STYLE):
+        save(draw(choices), figure)
 
 
 def as_frame(choices: list[Choice]) -> pd.DataFrame:
