@@ -1,7 +1,7 @@
 """Do the tools agree on what an edit makes stale? A table of edits, one row each.
 
     python bench/agreement.py                # about half an hour on two cores
-    python bench/agreement.py --edit caption # one of them
+    python bench/agreement.py --edit caption # one of them; the other rows of the table stay
 
 Each edit is made in a copy of a finished project of tiny models, recorded in Git and DVC. The table
 is results/bench/agreement.md.
@@ -9,6 +9,7 @@ is results/bench/agreement.md.
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from relu_sparsity.files import write_text  # noqa: E402
 
 TABLE = Path("results/bench/agreement.md")
 PARTIAL = "results/smoke/tables/table1.csv"
+COLUMNS = ("after the edit", "after `snakemake .../table1.csv`", "after `dvc repro`")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def replaced(path: str, old: str, new: str) -> Edit:
 
 
 def other_version(project: Project) -> None:
-    """Makes a package look as if another version of it were installed."""
+    """Makes a package look as if another version of it were locked and installed."""
+    lock = project.folder / "requirements.txt"
+    lock.write_text(re.sub("(?m)^flax==[^ ]+", "flax==0.0.1", lock.read_text()))
     folder = project.folder / "src" / "flax-0.0.1.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: flax\nVersion: 0.0.1\n")
@@ -101,19 +105,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--edit", action="append", choices=EDITS, help="only this one")
     chosen = parser.parse_args().edit or list(EDITS)
-    rows: list[dict[str, str]] = []
+    rows = _rows() if len(chosen) < len(EDITS) else {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print("builds the project", flush=True)
         finished = _build(folder / "finished")
-        for name in chosen:
-            print(f"{len(rows) + 1} of {len(chosen)}: {name}", flush=True)
+        for number, name in enumerate(chosen, 1):
+            print(f"{number} of {len(chosen)}: {name}", flush=True)
             project = finished.copy(folder / name)
             EDITS[name].make(project)
-            rows.append({"edit": f"{name}: {EDITS[name].what}", **_row(project)})
-            print(json.dumps(rows[-1]), flush=True)
+            rows[name] = {"edit": f"{name}: {EDITS[name].what}", **_row(project)}
+            print(json.dumps(rows[name]), flush=True)
             shutil.rmtree(project.folder)
-            write_text(TABLE, _text(rows))
+            write_text(TABLE, _text([rows[each] for each in EDITS if each in rows]))
 
 
 def _build(folder: Path) -> Project:
@@ -152,11 +156,21 @@ def _row(project: Project) -> dict[str, str]:
     partly = [plan(), snakemake(), dvc()]
     project.run("dvc", "repro", "--quiet", status=None)
     after = [plan(), snakemake(), dvc()]
-    columns = ("after the edit", "after `snakemake .../table1.csv`", "after `dvc repro`")
     return {
         column: ", ".join(map(str, counts))
-        for column, counts in zip(columns, (before, partly, after), strict=True)
+        for column, counts in zip(COLUMNS, (before, partly, after), strict=True)
     }
+
+
+def _rows() -> dict[str, dict[str, str]]:
+    """The rows of the table that is there, by the name of the edit."""
+    rows = {}
+    for line in TABLE.read_text(encoding="utf-8").splitlines() if TABLE.exists() else []:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = cells[0].partition(":")[0]
+        if name in EDITS:
+            rows[name] = dict(zip(("edit", *COLUMNS), cells, strict=True))
+    return rows
 
 
 def _text(rows: list[dict[str, str]]) -> str:

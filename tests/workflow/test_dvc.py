@@ -165,6 +165,7 @@ def test_stages_depend_on_the_code_and_have_the_names_of_the_jobs(fresh, monkeyp
         for name in job.fingerprint.code:
             path = name if "workflow/" in name else f"src/relu_sparsity/{name}"
             assert any(path == dep or path.startswith(f"{dep}/") for dep in deps), (job.name, path)
+        assert "requirements.txt" in deps or not job.fingerprint.packages, job.name
         # A result may be the same, and made from something else.
         for before in (table[name] for name in job.after):
             run = before.arguments.get("run")
