@@ -1,6 +1,6 @@
 """Do the tools agree on what an edit makes stale? A table of edits, one row each.
 
-    python bench/agreement.py                # about half an hour on two cores
+    python bench/agreement.py                # about four minutes an edit, on one core
     python bench/agreement.py --edit caption # one of them; the other rows of the table stay
 
 Each edit is made in a copy of a finished project of tiny models, recorded in Git and DVC. The table
