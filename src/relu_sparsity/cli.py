@@ -61,6 +61,12 @@ ProcessId = Annotated[
 HeartbeatTimeout = Annotated[
     int, typer.Option(min=5, help="Seconds after which a silent process ends the others.")
 ]
+HangTimeout = Annotated[
+    int,
+    typer.Option(
+        min=5, help="Seconds without a step after which one of several processes ends itself."
+    ),
+]
 
 
 @app.command("params")
@@ -152,6 +158,7 @@ def train(
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
     heartbeat_timeout: HeartbeatTimeout = 100,
+    hang_timeout: HangTimeout = 600,
 ) -> None:
     """Train a run to the end, or go on where it stopped, and export its results.
 
@@ -159,7 +166,7 @@ def train(
     hosts and devices that share the global batch evenly.
     """
     others = OtherProcesses(
-        distributed, coordinator_address, num_processes, process_id, heartbeat_timeout
+        distributed, coordinator_address, num_processes, process_id, heartbeat_timeout, hang_timeout
     )
     with training_process(threads, stop_with_parent, others):
         _perform_for_run(params_file, scale, "train", run, seed)
@@ -178,10 +185,11 @@ def mask(
     num_processes: NumProcesses = None,
     process_id: ProcessId = None,
     heartbeat_timeout: HeartbeatTimeout = 100,
+    hang_timeout: HangTimeout = 600,
 ) -> None:
     """Write the units that a masked run keeps (section 4.1.1)."""
     others = OtherProcesses(
-        distributed, coordinator_address, num_processes, process_id, heartbeat_timeout
+        distributed, coordinator_address, num_processes, process_id, heartbeat_timeout, hang_timeout
     )
     with training_process(threads, stop_with_parent, others):
         _perform_for_run(params_file, scale, "mask", run, seed)

@@ -42,6 +42,7 @@ WITHOUT_MEANING = {
     "training.checkpoints": "how a checkpoint is stored",
     "training.process": "threads and signals of a process",
     "training.progress": "what is told of a run",
+    "training.watchdog": "ends a process that hangs",
 }
 # Their versions count wherever a module imports them.
 PACKAGES = (

@@ -43,7 +43,7 @@ def start(tmp_path, monkeypatch):
         state = serve(job, attempt=1, worker=2, max_restarts=1)
         [report] = job.reports(1)
         assert (report.worker, report.state) == (2, state)
-        return state, report, job.read_log(1, 2)
+        return state, report, job.read_log(1, 2).decode()
 
     return start
 

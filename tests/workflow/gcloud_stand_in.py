@@ -67,6 +67,12 @@ class Cloud:
             STATE_VARIABLE: str(self.folder),
         }
 
+    def shadow(self, command: str, script: str) -> None:
+        """Lets another command, of the hosts too, do something else."""
+        path = self.folder / "bin" / command
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
     def slices(self) -> dict[str, dict[str, Any]]:
         """All slices by name."""
         return {path.stem: json.loads(path.read_text()) for path in self._files()}
@@ -242,6 +248,13 @@ def _download(source: str, target: str) -> None:
     urllib.request.urlretrieve(f"{url}/{quoted}", target)
 
 
+def _upload(source: str, target: str) -> None:
+    url = os.environ["STORAGE_EMULATOR_HOST"]
+    quoted = urllib.parse.quote(target.removeprefix("gs://"))
+    content = Path(source).read_bytes()
+    urllib.request.urlopen(urllib.request.Request(f"{url}/{quoted}", content, method="PUT"))
+
+
 def main(arguments: Sequence[str]) -> None:
     cloud = Cloud(Path(os.environ[STATE_VARIABLE]))
     if arguments[0] == "provision":
@@ -258,6 +271,8 @@ def main(arguments: Sequence[str]) -> None:
     match words:
         case ["config", "get-value", key]:
             print(json.loads((cloud.folder / "config.json").read_text()).get(key, "(unset)"))
+        case ["storage", "cp", source, target] if target.startswith("gs://"):
+            _upload(source, target)
         case ["storage", "cp", source, target]:
             _download(source, target)
         case ["compute", "tpus", "queued-resources", "create", name]:

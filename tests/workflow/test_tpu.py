@@ -347,3 +347,87 @@ def test_a_bucket_is_a_store_as_any_other(controller, plain):
     assert_same(tables(controller.project), plain["baseline"])
     output = controller.run(*command)
     assert "is in the store: exports it" in output
+
+
+# A host's disk that does not answer: nothing raises, and the host says that it lives. Python imports
+# a module of this name at its start; it travels in the bundle, and is no part of the package.
+SITECUSTOMIZE = """
+import os
+import sys
+import time
+from pathlib import Path
+
+if "train" in sys.orig_argv and os.environ.get("TPU_WORKER_ID") == "2":
+    from relu_sparsity.data.sources import Documents
+
+    read = Documents.__getitem__
+
+    def read_from_a_stuck_disk(documents, index):
+        stuck = Path(os.environ["STUCK"])
+        if stuck.exists():
+            if stuck.read_text() == "once":
+                stuck.unlink()
+            time.sleep(10_000)
+        return read(documents, index)
+
+    Documents.__getitem__ = read_from_a_stuck_disk
+"""
+
+
+@pytest.fixture
+def stuck(controller, tmp_path):
+    """A file; while it is there, a read by host 2 never returns."""
+    (controller.project.folder / "src/sitecustomize.py").write_text(SITECUSTOMIZE)
+    controller.settings(hang_timeout_seconds=15, max_restarts=1, max_failures=1)
+    controller.variables["STUCK"] = str(tmp_path / "stuck")
+    return tmp_path / "stuck"
+
+
+def test_a_job_that_hangs_is_started_again_on_its_slice(controller, plain, stuck):
+    launcher = controller.start(*LAUNCH)
+    controller.wait_for_step(12)
+    stuck.write_text("once")
+    output, _ = launcher.communicate(timeout=600)
+    assert launcher.returncode == 0, output
+    assert "host 2 started its process again" in output
+    assert re.search(r"baseline seed 0: resumes at step [1-5]0 of 60", output)
+    assert sum(" create " in call for call in controller.cloud.calls()) == 1
+    assert controller.cloud.slices() == {}
+    assert_same(tables(controller.project), plain["baseline"])
+    [log] = [name for name in controller.bucket.names(f"{controller.prefix}/jobs/")
+             if name.endswith("attempt1/host2.0000.log")]  # fmt: skip
+    told = controller.bucket.read(log).decode()
+    assert "the process hangs and ends itself" in told
+    assert "in read_from_a_stuck_disk" in told
+
+
+def test_a_job_that_hangs_on_every_slice_fails(controller, stuck):
+    launcher = controller.start(*LAUNCH)
+    controller.wait_for_step(12)
+    stuck.write_text("always")
+    output, _ = launcher.communicate(timeout=600)
+    assert launcher.returncode == 1, output
+    assert "started again 1 times without a new checkpoint, and ended again" in output
+    assert "1 slices in a row were lost without a new checkpoint" in output
+    assert sum(" create " in call for call in controller.cloud.calls()) == 2
+    assert controller.cloud.slices() == {}
+
+
+def test_a_host_that_the_lock_is_not_for_says_so(controller):
+    """The hosts' own start-up script finds it, before it installs anything."""
+    controller.settings(python=None)
+    controller.cloud.shadow("uname", "echo aarch64")
+    output = controller.run(*LAUNCH, status=1)
+    assert re.search(r"host \d failed:\n\s*this host is aarch64 with glibc 2", output), output
+    assert "allowed: x86_64 with glibc 2.31 or newer" in output
+    assert controller.cloud.slices() == {}
+    assert sum(" create " in call for call in controller.cloud.calls()) == 1
+
+
+def test_a_host_that_cannot_install_the_lock_says_so(controller):
+    controller.settings(python=None)
+    controller.cloud.shadow("python3", 'echo "no matching distribution for flax" >&2; exit 1')
+    controller.cloud.shadow("sleep", "exit 0")
+    output = controller.run(*LAUNCH, status=1)
+    assert re.search(r"packages cannot be installed: no matching distribution for flax", output)
+    assert controller.cloud.slices() == {}

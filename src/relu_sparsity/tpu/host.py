@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import IO
@@ -72,7 +71,7 @@ class _Host:
         self._attempt = attempt
         self._worker = worker
         self._restarts = 0
-        self._published = -1
+        self._published = 0
 
     def report(self, state: HostState, message: str = "") -> None:
         """Says what this host does; a store that does not answer is tried again next time."""
@@ -84,7 +83,8 @@ class _Host:
 
     def run(self, max_restarts: int) -> HostState:
         command = [sys.executable, "-m", "relu_sparsity.cli", *self._description.command]
-        with tempfile.TemporaryFile() as printed:
+        # Kept, and gone on with, where the host boots again.
+        with open(f"attempt{self._attempt}.log", "a+b") as printed:
             while True:
                 process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
                 stopped = self._watch(process, printed)
@@ -131,12 +131,10 @@ class _Host:
             return False
 
     def _publish(self, printed: IO[bytes]) -> None:
-        size = os.fstat(printed.fileno()).st_size
-        if size == self._published:
-            return
         try:
-            self._job.write_log(self._attempt, self._worker, _last(printed, size))
-            self._published = size
+            self._published = self._job.write_log(
+                self._attempt, self._worker, printed, start=self._published
+            )
         except Exception as error:
             log.warning("the store does not take this host's log: %s", error)
 

@@ -226,6 +226,7 @@ class _Job:
                 command=(
                     self._command, "--run", run.name, "--seed", str(run.seed),
                     "--scale", run.scale, "--distributed",
+                    "--hang-timeout", str(self._settings.hang_timeout_seconds),
                 ),
                 done_file=str(self._done_file.relative_to(store_root())),
                 run=run.name,
@@ -269,6 +270,7 @@ class _Launcher:
         self._state = ""
         self._shown = 0
         self._restarts: dict[int, int] = {}
+        self._newest, self._restarts_until_newest = 0, 0
         self._without_slice_since = time.monotonic()
 
     def run(self) -> None:
@@ -336,6 +338,7 @@ class _Launcher:
         """Asks for a slice."""
         self._attempt += 1
         self._shown, self._restarts = 0, {}
+        self._newest, self._restarts_until_newest = self._newest_step(), 0
         labels = {OWNER_LABEL: owner_of(store_root()), ATTEMPT_LABEL: str(self._attempt)}
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / "startup.sh"
@@ -398,6 +401,7 @@ class _Launcher:
                         f"{self._name}: host {report.worker} failed:\n{report.message.rstrip()}"
                     )
             self._require_word_of_hosts(reports, active_since)
+            self._require_headway(reports)
 
     def _require_patience(self) -> str:
         """How long the job has been without a slice, in words."""
@@ -439,6 +443,19 @@ class _Launcher:
             if report.state != "done" and age > limit:
                 raise _SliceLost(f"host {report.worker} has said nothing for {age:.0f} s")
 
+    def _require_headway(self, reports: list[HostReport]) -> None:
+        """Finds a slice useless whose processes are started again and again and get no further."""
+        restarts = max((report.restarts for report in reports), default=0)
+        if restarts - self._restarts_until_newest <= self._settings.max_restarts:
+            return
+        newest = self._newest_step()
+        if newest <= self._newest:
+            raise _SliceLost(
+                f"its processes were started again {self._settings.max_restarts} times without a "
+                f"new checkpoint, and ended again (allowed: max_restarts)"
+            )
+        self._newest, self._restarts_until_newest = newest, restarts
+
     def _show(self, reports: list[HostReport]) -> None:
         """Passes on what is new in the first host's log, and which hosts had to start again."""
         for report in reports:
@@ -446,12 +463,14 @@ class _Launcher:
                 self._restarts[report.worker] = report.restarts
                 self._tell(f"host {report.worker} started its process again")
         try:
-            text = self._job.slice_job.read_log(self._attempt, 0)
+            new = self._job.slice_job.read_log(self._attempt, 0, start=self._shown)
         except Exception:
             return
-        for line in text[self._shown :].splitlines():
+        # The last line may not be whole yet.
+        lines = new[: new.rfind(b"\n") + 1]
+        for line in lines.decode(errors="replace").splitlines():
             log.info("  %s", line)
-        self._shown = len(text)
+        self._shown += len(lines)
 
     def _wait(self, seconds: float) -> None:
         """Waits, and stops the slice when the launcher is asked to stop meanwhile."""

@@ -5,16 +5,18 @@ job.json                  what to run, and the file whose existence means that i
 bundle.tar.gz             code, lock, parameters and inputs
 attempt<k>/stop           the controller asks the hosts to save and stop
 attempt<k>/host<i>.json   a host's word, renewed while it lives
-attempt<k>/host<i>.log    what its part of the job printed
+attempt<k>/host<i>.<n>.log  what its process printed, in pieces, as objects cannot grow
 """
 
 import io
+import itertools
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from etils import epath
 
@@ -23,6 +25,8 @@ from relu_sparsity.files import AnyPath, atomic_write, write_json, write_text
 
 # In the bundle: what the run that the controller wants is made from, as results carry it.
 EXPECTED = "expected.json"
+# Bytes of a piece of a host's log, which is written anew until it is full.
+LOG_PIECE = 2**20
 
 HostState = Literal["starting", "running", "restarting", "done", "stopped", "failed"]
 
@@ -118,14 +122,31 @@ class SliceJob:
         found = [HostReport(**_read(path)) for path in folder.glob("host*.json")]
         return sorted(found, key=lambda report: report.worker)
 
-    def write_log(self, attempt: int, worker: int, text: str) -> None:
-        """Publishes what a host's process printed."""
-        write_text(self._attempt(attempt) / f"host{worker}.log", text)
+    def write_log(self, attempt: int, worker: int, printed: IO[bytes], *, start: int) -> int:
+        """Publishes what a host's process printed, from byte `start` on; returns how far."""
+        size = os.fstat(printed.fileno()).st_size
+        if size == start:
+            return size
+        for piece in range(start // LOG_PIECE, -(-size // LOG_PIECE)):
+            # By its own descriptor: the process writes at the end of the shared one.
+            content = os.pread(printed.fileno(), LOG_PIECE, piece * LOG_PIECE)
+            with atomic_write(self._log_piece(attempt, worker, piece)) as temporary:
+                temporary.write_bytes(content)
+        return size
 
-    def read_log(self, attempt: int, worker: int) -> str:
-        """What a host's process printed; empty where it printed nothing yet."""
-        path = self._attempt(attempt) / f"host{worker}.log"
-        return path.read_text() if path.exists() else ""
+    def read_log(self, attempt: int, worker: int, *, start: int = 0) -> bytes:
+        """What a host's process printed, from byte `start` on."""
+        first = start // LOG_PIECE
+        found = []
+        for piece in itertools.count(first):
+            path = self._log_piece(attempt, worker, piece)
+            if not path.exists():
+                break
+            found.append(path.read_bytes())
+        return b"".join(found)[start - first * LOG_PIECE :]
+
+    def _log_piece(self, attempt: int, worker: int, piece: int) -> epath.Path:
+        return self._attempt(attempt) / f"host{worker}.{piece:04d}.log"
 
     def last_attempt(self) -> int:
         """The number of the newest slice that worked on the job; 0 where there was none."""

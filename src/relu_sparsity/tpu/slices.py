@@ -65,6 +65,8 @@ class SliceParams(Section):
       python: A Python of the image that has the locked packages; None installs them.
       poll_seconds: How often a host says that it lives, and the controller looks.
       host_timeout_seconds: When a host that says nothing counts as dead.
+      hang_timeout_seconds: When a process that takes no step ends itself, to be started again.
+      max_restarts: How often a slice's processes may be started again without a new checkpoint.
       stop_seconds: How long a slice that is to be deleted may save its checkpoint.
       max_failures: Slices in a row that may be lost without a new checkpoint.
       max_wait_hours: How long a job may wait for a slice, without one between.
@@ -81,6 +83,8 @@ class SliceParams(Section):
     python: str | None = None
     poll_seconds: PositiveFloat = 30.0
     host_timeout_seconds: PositiveFloat = 900.0
+    hang_timeout_seconds: int = Field(default=600, ge=5)
+    max_restarts: PositiveInt = 3
     stop_seconds: PositiveFloat = 180.0
     max_failures: PositiveInt = 5
     max_wait_hours: PositiveFloat = 72.0

@@ -11,6 +11,21 @@ job="${RELU_SPARSITY_STORE%/}/jobs/$RELU_SPARSITY_SLICE"
 work="${RELU_SPARSITY_WORK:-/var/lib/relu-sparsity}/$RELU_SPARSITY_SLICE"
 mkdir -p "$work/project" && cd "$work" || exit 1
 
+put() {
+  case "$2" in
+    gs://*) gcloud storage cp "$1" "$2" ;;
+    *) mkdir -p "$(dirname "$2")" && cp "$1" "$2" ;;
+  esac
+}
+
+refuse() {  # Tells the controller why no other try would help, as host.py does later.
+  printf '{"worker": %s, "state": "failed", "time": %s, "restarts": 0, "message": "%s"}\n' \
+    "$worker" "$(date +%s)" "$(printf '%s' "$1" | tr '\n\t"\\' "  ''" | tr -d '\000-\037')" \
+    > report.json
+  again put report.json "$job/attempt$attempt/host$worker.json"
+  exit 1
+}
+
 again() {  # Tries a command until it goes through: networks come up late.
   until "$@"; do sleep 10; done
 }
@@ -20,6 +35,16 @@ fetch() {
     gs://*) gcloud storage cp "$1" "$2" ;;
     *) cp "$1" "$2" ;;
   esac
+}
+
+require_the_locks_platform() {
+  local machine glibc
+  machine="$(uname -m)" glibc="$(getconf GNU_LIBC_VERSION | cut -d ' ' -f 2)"
+  if [ "$machine" != x86_64 ] || ! printf '2.31\n%s\n' "$glibc" | sort -V -C; then
+    refuse "this host is $machine with glibc ${glibc:-of no known version}; allowed: x86_64 with \
+glibc 2.31 or newer, for which requirements-tpu.txt is locked. Take another runtime_version in \
+slices.yaml, or make lock for this platform"
+  fi
 }
 
 install_packages() {
@@ -39,7 +64,15 @@ again fetch "$job/bundle.tar.gz" bundle.tar.gz
 tar -xzf bundle.tar.gz -C project || exit 1
 if [ -z "$python" ]; then
   python="$work/venv/bin/python"
-  [ -e "$work/venv/.complete" ] || again install_packages
+  if [ ! -e "$work/venv/.complete" ]; then
+    require_the_locks_platform
+    for pause in 10 30 60 120 0; do
+      install_packages 2> install.log && break
+      cat install.log >&2
+      [ "$pause" = 0 ] && refuse "the packages cannot be installed: $(tail -c 1500 install.log)"
+      sleep "$pause"
+    done
+  fi
 fi
 cd project || exit 1
 export PYTHONPATH="$PWD/src"

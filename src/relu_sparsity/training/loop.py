@@ -20,6 +20,7 @@ from relu_sparsity.metrics import METRICS
 from relu_sparsity.model import KeptUnits, masks_by_stack
 from relu_sparsity.params import RunConfig
 from relu_sparsity.sparsity import UnitUse, mean_use
+from relu_sparsity.training import watchdog
 from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints
 from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.history import History, write_units
@@ -84,6 +85,7 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
     """
     training = job.config.training
     num_steps = training.num_steps
+    watchdog.begin()
     run = _Training(job, num_devices)
     first_step = run.restore()
     # Dispatch a step, then read the one before: the host reads numbers while the device is at the
@@ -116,7 +118,9 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
                     break
             run.take(step)
             progress.advance(step, run.reader.loss)
+            watchdog.take_step()
     run.checkpoints.close()
+    watchdog.end()
     return run.history
 
 

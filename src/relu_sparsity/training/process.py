@@ -13,6 +13,7 @@ from relu_sparsity import processes
 from relu_sparsity.errors import Interrupted
 from relu_sparsity.files import absolute
 from relu_sparsity.layout import store_root
+from relu_sparsity.training import watchdog
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class OtherProcesses:
     num_processes: int | None
     process_id: int | None
     heartbeat_timeout: int
+    hang_timeout: int
 
     def connect(self) -> None:
         from relu_sparsity import distributed
@@ -39,6 +41,8 @@ class OtherProcesses:
             self.process_id,
             heartbeat_timeout_seconds=self.heartbeat_timeout,
         )
+        # Only where somebody starts it again, and where one process can hang for the others' sake.
+        watchdog.enable(self.hang_timeout)
         if not distributed.is_leader():
             # All say the same.
             logging.getLogger().setLevel(logging.WARNING)
