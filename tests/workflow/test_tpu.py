@@ -349,8 +349,8 @@ def test_a_bucket_is_a_store_as_any_other(controller, plain):
     assert "is in the store: exports it" in output
 
 
-# A host's disk that does not answer: nothing raises, and the host says that it lives. Python imports
-# a module of this name at its start; it travels in the bundle, and is no part of the package.
+# A host's disk that does not answer: nothing raises, and the host says that it lives. Python
+# imports a module of this name when it starts; it travels in the bundle and is not of the package.
 SITECUSTOMIZE = """
 import os
 import sys
