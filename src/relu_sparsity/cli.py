@@ -99,12 +99,22 @@ def plan(
 ) -> None:
     """Tell what would run, why, and what it would cost. Nothing is deleted or started."""
     from relu_sparsity.plan import make_plan
+    from relu_sparsity.tpu import usage
+    from relu_sparsity.tpu.slices import load_slice_params
 
-    planned = make_plan(*_load(params_file, scale), sensitivity=sensitivity)
+    params, layout = _load(params_file, scale)
+    planned = make_plan(params, layout, sensitivity=sensitivity)
+    profile = Path("workflow/profiles") / params.scale / "slices.yaml"
+    slices = load_slice_params(profile) if profile.exists() else None
     if as_json:
-        print(json.dumps(planned.as_json(), indent=1))
+        told = planned.as_json()
+        print(
+            json.dumps(told | {"slices": slices and usage.planned_json(planned, slices)}, indent=1)
+        )
         return
     print(*planned.lines(), sep="\n")
+    if slices is not None:
+        print(*usage.planned_lines(planned, slices), sep="\n")
 
 
 @app.command()

@@ -4,7 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from relu_sparsity.durations import duration
@@ -14,6 +14,7 @@ from relu_sparsity.params import Params
 from relu_sparsity.runs import Run, resolve_all
 from relu_sparsity.store import RunStore
 from relu_sparsity.tpu.slice_job import SliceJob
+from relu_sparsity.tpu.usage import Usage
 
 State = Literal["finished", "training", "silent", "stopped", "waiting", "not started"]
 
@@ -43,6 +44,7 @@ class RunStatus:
       where: Host, SLURM job or slice, and devices.
       seconds_since: Since it last said something.
       message: What its launcher says.
+      usage: What its slices have used so far; None where it ran on none.
     """
 
     run: str
@@ -59,6 +61,7 @@ class RunStatus:
     where: str = ""
     seconds_since: float | None = None
     message: str = ""
+    usage: Usage | None = None
 
 
 def all_status(params: Params) -> list[RunStatus]:
@@ -66,8 +69,13 @@ def all_status(params: Params) -> list[RunStatus]:
 
     Of those that are only made when asked for, those that have begun.
     """
-    launchers = _launchers()
-    told = (_status(run, launchers) for run in resolve_all(params, Layout(params.scale)))
+    jobs = _slice_jobs()
+    launchers = {name: json.loads(job.launcher_state.read_text())
+                 for name, job in jobs.items() if job.launcher_state.exists()}  # fmt: skip
+    told = (
+        replace(_status(run, launchers), usage=_usage(run.store, jobs))
+        for run in resolve_all(params, Layout(params.scale))
+    )
     return [
         each
         for each in told
@@ -75,14 +83,18 @@ def all_status(params: Params) -> list[RunStatus]:
     ]
 
 
-def _launchers() -> dict[str, dict[str, Any]]:
-    """What the launchers of slices say, by the slice's name."""
+def _slice_jobs() -> dict[str, SliceJob]:
+    """The jobs on slices, by the slice's name."""
     folder = store_root() / "jobs"
-    if not folder.exists():
-        return {}
-    jobs = (SliceJob(path) for path in folder.iterdir())
-    return {job.name: json.loads(job.launcher_state.read_text())
-            for job in jobs if job.launcher_state.exists()}  # fmt: skip
+    return {path.name: SliceJob(path) for path in folder.iterdir()} if folder.exists() else {}
+
+
+def _usage(store: RunStore, jobs: dict[str, SliceJob]) -> Usage | None:
+    """What a run has used, its masks' replays included."""
+    suffix = store.folder.name[:8]
+    uses = [use for name, job in jobs.items() if name.endswith(suffix)
+            for use in job.usage().values()]  # fmt: skip
+    return Usage.of(uses) if uses else None
 
 
 def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
@@ -188,6 +200,9 @@ def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
     states = [each.state for each in statuses]
     counted = (f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     yield f"\n{len(states)} runs: {', '.join(counted)}"
+    used = [each.usage for each in statuses if each.usage is not None]
+    if used:
+        yield f"Used so far: {Usage.sum(used)}"
 
 
 def _heldout(told: RunStatus) -> str:

@@ -55,6 +55,7 @@ def make_tpu_scale_tiny(project):
         "poll_seconds": 1,
         "host_timeout_seconds": 90,
         "stop_seconds": 60,
+        "price_per_chip_hour": 1.5,
     }
     slices.write_text(yaml.safe_dump(settings))
     for command in ("tokenizer", "data"):
@@ -152,6 +153,13 @@ def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
         told = controller.status(run)
         assert told["state"] == "finished"
         assert re.match(rf"relu-sparsity-tpu-{run}-seed0-\w+: 8 cpu on 4 hosts", told["where"])
+        used = told["usage"]
+        assert used["slices"] == (2 if run == "baseline" else 1)
+        assert used["slice_hours"] > 0
+        assert used["waiting_hours"] > 0
+        assert used["cost"] == pytest.approx(used["slice_hours"] * 16 * 1.5)
+    told = controller.run("relu_sparsity.cli", "status")
+    assert re.search(r"Used so far: 3 slices, [\d.]+ slice-hours", told)
     assert "There are no slices" in controller.run("relu_sparsity.cli", "tpu", "list")
 
 
@@ -397,6 +405,7 @@ def test_a_job_that_hangs_is_started_again_on_its_slice(controller, plain, stuck
     [log] = [name for name in controller.bucket.names(f"{controller.prefix}/jobs/")
              if name.endswith("attempt1/host2.0000.log")]  # fmt: skip
     told = controller.bucket.read(log).decode()
+    assert controller.status()["usage"]["lost_hours"] > 0
     assert "the process hangs and ends itself" in told
     assert "in read_from_a_stuck_disk" in told
 

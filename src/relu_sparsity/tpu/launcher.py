@@ -16,12 +16,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import Interrupted, UserError
-from relu_sparsity.files import absolute, is_remote, write_json, write_text
+from relu_sparsity.files import absolute, is_remote, read_json, write_json, write_text
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import MASKS, Params
 from relu_sparsity.perform import perform
@@ -42,6 +43,7 @@ from relu_sparsity.tpu.slices import (
     owner_of,
     slice_name,
 )
+from relu_sparsity.tpu.usage import SliceUse
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -155,22 +157,23 @@ def launch(
     """
     job = _Job(params, layout, settings, command, run, seed)
     if job.is_done():
-        _delete_left_over(job.slice_job.name, settings)
+        _delete_left_over(job.slice_job, settings)
     else:
         _Launcher(job, settings, require_setup(settings, params)).run()
     # What is left needs no accelerator.
     perform(params, layout, f"{command}/{run}/seed{seed}")
 
 
-def _delete_left_over(name: str, settings: SliceParams) -> None:
+def _delete_left_over(job: SliceJob, settings: SliceParams) -> None:
     """Deletes the slice of a launcher that was killed before its job was done."""
     gcloud, _ = _look_for_gcloud(settings)
     if gcloud is None:
         return
     with contextlib.suppress(PassingTrouble):
-        if gcloud.describe(name) is not None:
-            log.info("%s: deletes the slice of a launcher that was killed", name)
-            gcloud.delete(name)
+        if gcloud.describe(job.name) is not None:
+            log.info("%s: deletes the slice of a launcher that was killed", job.name)
+            gcloud.delete(job.name)
+            job.write_usage({key: use.marked("gone") for key, use in job.usage().items()})
 
 
 class _Job:
@@ -211,6 +214,16 @@ class _Job:
     def newest_step(self) -> int:
         """The last step that the store has, so that a lost slice has not lost it."""
         return newest_step(self._checkpoints) or 0
+
+    def seconds_since_checkpoint(self) -> float:
+        """How long the work took that the newest checkpoint does not have, at the last speed."""
+        progress = self._checkpoints.parent / "progress.json"
+        known = read_json(progress) if progress.exists() else {}
+        speed, training = known.get("tokens_per_second"), self.run.config.training
+        steps = known.get("step", 0) - self.newest_step()
+        if not speed or steps < 0:
+            return 0.0
+        return steps * training.global_batch_size * training.seq_len / speed
 
     def prepare(self) -> None:
         """Puts everything that the hosts need into the store."""
@@ -272,6 +285,7 @@ class _Launcher:
         self._restarts: dict[int, int] = {}
         self._newest, self._restarts_until_newest = 0, 0
         self._without_slice_since = time.monotonic()
+        self._uses: dict[int, SliceUse] = {}
 
     def run(self) -> None:
         """Keeps slices working on the job until it is done."""
@@ -280,11 +294,12 @@ class _Launcher:
                 self._work()
         finally:
             self._tell("deletes the slice")
-            self._gcloud.delete(self._name)
+            self._delete()
             self._tell("the slice is deleted", at_work=False)
 
     def _work(self) -> None:
         self._job.prepare()
+        self._uses = self._ask_store(self._job.slice_job.usage, {})
         failures, best = 0, self._newest_step()
         pause = self._settings.poll_seconds
         is_there = self._adopt()
@@ -300,12 +315,13 @@ class _Launcher:
                 self._tell(
                     f"no slice now, asks again in {pause:.0f} s, has waited {waited}: {trouble}"
                 )
-                self._gcloud.delete(self._name)
+                self._delete()
                 self._wait(pause)
                 pause = min(2 * pause, 600)
             except _SliceLost as lost:
+                self._count_lost_work()
                 self._tell(f"{lost}; makes a new slice")
-                self._gcloud.delete(self._name)
+                self._delete()
                 pause, newest = self._settings.poll_seconds, self._newest_step()
                 failures = 0 if newest > best else failures + 1
                 best = max(best, newest)
@@ -317,6 +333,25 @@ class _Launcher:
                         f"{os.fspath(self._job.slice_job.folder)}"
                     ) from None
 
+    def _delete(self) -> None:
+        self._gcloud.delete(self._name)
+        self._mark("gone")
+
+    def _mark(self, event: Literal["active", "gone"]) -> None:
+        """Keeps when the slice was there, and when no more."""
+        if self._attempt in self._uses:
+            self._keep_use(self._uses[self._attempt].marked(event))
+
+    def _count_lost_work(self) -> None:
+        """Keeps how much work since the newest checkpoint has to be done again."""
+        lost = self._ask_store(self._job.seconds_since_checkpoint, 0.0)
+        if use := self._uses.get(self._attempt):
+            self._keep_use(replace(use, lost_seconds=use.lost_seconds + lost))
+
+    def _keep_use(self, use: SliceUse) -> None:
+        self._uses[self._attempt] = use
+        self._ask_store(lambda: self._job.slice_job.write_usage(self._uses), None)
+
     def _adopt(self) -> bool:
         """Whether the slice of a launcher that was killed still works on the job."""
         try:
@@ -325,13 +360,14 @@ class _Launcher:
             raise UserError(f"the cloud does not answer: {trouble}") from None
         if found is None:
             self._attempt = self._job.slice_job.last_attempt()
+            self._mark("gone")
             return False
         if found.state in (*WAITING, "ACTIVE"):
             self._attempt = int(found.labels.get(ATTEMPT_LABEL, 1))
             self._tell(f"takes over the slice that is there, {found.state}")
             return True
-        self._gcloud.delete(self._name)
         self._attempt = self._job.slice_job.last_attempt()
+        self._delete()
         return False
 
     def _create(self) -> None:
@@ -346,6 +382,10 @@ class _Launcher:
             self._tell(
                 f"asks for a {'spot ' if self._settings.spot else ''}slice "
                 f"{self._settings.accelerator_type} in {self._gcloud.zone}"
+            )
+            settings = self._settings
+            self._keep_use(
+                SliceUse(settings.accelerator_type, settings.hourly_price, asked=time.time())
             )
             try:
                 self._gcloud.create(
@@ -388,6 +428,8 @@ class _Launcher:
                 self._require_patience()
                 continue
             self._without_slice_since = time.monotonic()
+            if active_since is None:
+                self._mark("active")
             active_since = active_since or time.monotonic()
             reports = self._reports()
             self._show(reports)
@@ -460,6 +502,8 @@ class _Launcher:
         """Passes on what is new in the first host's log, and which hosts had to start again."""
         for report in reports:
             if report.restarts > self._restarts.get(report.worker, 0):
+                if report.restarts > max(self._restarts.values(), default=0):
+                    self._count_lost_work()
                 self._restarts[report.worker] = report.restarts
                 self._tell(f"host {report.worker} started its process again")
         try:

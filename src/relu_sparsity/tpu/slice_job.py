@@ -2,6 +2,7 @@
 
 <store>/jobs/<slice>/
 job.json                  what to run, and the file whose existence means that it is done
+usage.json                when its slices were asked for, there and gone
 bundle.tar.gz             code, lock, parameters and inputs
 attempt<k>/stop           the controller asks the hosts to save and stop
 attempt<k>/host<i>.json   a host's word, renewed while it lives
@@ -22,6 +23,7 @@ from etils import epath
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import AnyPath, atomic_write, write_json, write_text
+from relu_sparsity.tpu.usage import SliceUse
 
 # In the bundle: what the run that the controller wants is made from, as results carry it.
 EXPECTED = "expected.json"
@@ -95,6 +97,16 @@ class SliceJob:
     def launcher_state(self) -> epath.Path:
         """What the controller knows, for `relu-sparsity status`."""
         return self.folder / "launcher.json"
+
+    def write_usage(self, uses: Mapping[int, SliceUse]) -> None:
+        """Writes what each slice, by its attempt, was used for."""
+        write_json(self.folder / "usage.json", {key: asdict(use) for key, use in uses.items()})
+
+    def usage(self) -> dict[int, SliceUse]:
+        """What each slice that worked on the job was used for."""
+        path = self.folder / "usage.json"
+        told = json.loads(path.read_text()) if path.exists() else {}
+        return {int(attempt): SliceUse(**use) for attempt, use in told.items()}
 
     def describe(self, description: JobDescription) -> None:
         """Writes what is to be done."""

@@ -70,6 +70,7 @@ class SliceParams(Section):
       stop_seconds: How long a slice that is to be deleted may save its checkpoint.
       max_failures: Slices in a row that may be lost without a new checkpoint.
       max_wait_hours: How long a job may wait for a slice, without one between.
+      price_per_chip_hour: Of a chip in the zone, in any currency; None tells no cost.
     """
 
     accelerator_type: str = Field(default="v2-32", pattern=r"^[a-z0-9]+-\d+$")
@@ -88,6 +89,19 @@ class SliceParams(Section):
     stop_seconds: PositiveFloat = 180.0
     max_failures: PositiveInt = 5
     max_wait_hours: PositiveFloat = 72.0
+    price_per_chip_hour: PositiveFloat | None = None
+
+    @property
+    def num_chips(self) -> int:
+        """Chips of a slice: the names of v2 to v5p count cores, two a chip; later ones chips."""
+        kind, _, size = self.accelerator_type.partition("-")
+        return int(size) // 2 if kind in ("v2", "v3", "v4", "v5p") else int(size)
+
+    @property
+    def hourly_price(self) -> float | None:
+        """Of a slice; None where no price is given."""
+        price = self.price_per_chip_hour
+        return None if price is None else price * self.num_chips
 
 
 def load_slice_params(path: Path) -> SliceParams:
