@@ -3,6 +3,7 @@
 # make publish SCALE=mini  its small results to published/mini, for Git
 # make test                the tests
 # make bench               how fast steps and whole jobs are (10 minutes)
+# make chaos FAULTS=30     a run on slices through as many faults (half an hour; needs no cloud)
 # make tpu-check           do the paper's models fit its TPU slice? Needs no TPU (minutes)
 # make tpu-check TOPOLOGY=v5e:4x8
 # make tpu-infer           what the paper's memory and clock say of its d_model (minutes)
@@ -11,12 +12,14 @@ PYTHON ?= python3
 SCALE ?= smoke
 CORES ?= 2
 TOPOLOGY ?= v2:4x4
+FAULTS ?= 30
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
 LIBTPU := $(VENV)/libtpu
 
-.PHONY: setup reproduce publish test bench tpu-check tpu-infer lint lock help
+.PHONY: setup reproduce publish test chaos bench tpu-check tpu-infer lint lock help
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +48,9 @@ publish: setup
 
 test: setup
 	$(BIN)/pytest --numprocesses $(CORES) --dist worksteal
+
+chaos: setup
+	CHAOS_FAULTS=$(FAULTS) CHAOS_SEED=$(SEED) $(BIN)/pytest -s tests/workflow/test_chaos.py
 
 bench: setup
 	$(BIN)/python bench/bench.py

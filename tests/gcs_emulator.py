@@ -8,6 +8,7 @@ memory. `python tests/gcs_emulator.py FOLDER` prints the variables to export and
 import contextlib
 import itertools
 import json
+import random
 import re
 import sys
 import threading
@@ -55,6 +56,7 @@ class GcsEmulator:
         credentials. Set them before it starts: TensorStore and etils read them once.
       requests: The requests so far, as "METHOD path?query STATUS".
       latency: Seconds that each request waits first; the real service takes some 0.03.
+      failing: The fraction of requests that the service answers with 503, to be sent again.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -62,6 +64,7 @@ class GcsEmulator:
         self.url = url
         self.requests: list[str] = []
         self.latency = 0.0
+        self.failing = 0.0
         self.environment = {
             "STORAGE_EMULATOR_HOST": url,  # gcsfs
             "TENSORSTORE_GCS_HTTP_URL": url,
@@ -76,6 +79,7 @@ class GcsEmulator:
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
+        self._random = random.Random(0)
         self._lock = threading.Lock()
         self._objects: dict[str, StoredObject] = {}
         self._uploads: dict[str, tuple[dict[str, str], bytearray]] = {}
@@ -108,6 +112,8 @@ class GcsEmulator:
         time.sleep(self.latency)
         with self._lock:
             try:
+                if self._random.random() < self.failing:
+                    raise RequestError(503, "We encountered an internal error. Please try again.")
                 answer = self._route(method, parts.path, query, headers, body)
             except RequestError as error:
                 status, message = error.args

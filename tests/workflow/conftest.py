@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from gcloud_stand_in import Cloud
+from gcs_emulator import start_gcs_emulator
 from projects import ROOT, TINY, Project
+from slices import Controller, make_tpu_scale_tiny, tables, train_in_one_process
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +68,35 @@ def finished(fresh, build_once):
 def project(finished, tmp_path):
     """A finished project to change."""
     return finished.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory):
+    with start_gcs_emulator(tmp_path_factory.mktemp("gcs")) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    cloud = Cloud.install(tmp_path / "cloud")
+    yield cloud
+    cloud.destroy()
+
+
+@pytest.fixture(scope="session")
+def with_data(fresh, build_once):
+    """A project whose tpu scale is tiny, with its text and tokenizer."""
+    return build_once("tpu", fresh, make_tpu_scale_tiny)
+
+
+@pytest.fixture(scope="session")
+def plain(with_data, build_once):
+    """The tables of the runs that one process with eight devices trains."""
+    project = build_once("tpu_in_one_process", with_data, train_in_one_process)
+    mask = (project.folder / "results/tpu/runs/masked/seed0/mask.npz").read_bytes()
+    return {"mask": mask} | {run: tables(project, run) for run in ("baseline", "masked")}
+
+
+@pytest.fixture
+def controller(with_data, bucket, cloud, tmp_path):
+    return Controller(with_data.copy(tmp_path / "project"), bucket, cloud)

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -283,6 +284,7 @@ class _Launcher:
         self._state = ""
         self._shown = 0
         self._restarts: dict[int, int] = {}
+        self._heard: dict[int, tuple[float, float]] = {}
         self._newest, self._restarts_until_newest = 0, 0
         self._without_slice_since = time.monotonic()
         self._uses: dict[int, SliceUse] = {}
@@ -373,7 +375,7 @@ class _Launcher:
     def _create(self) -> None:
         """Asks for a slice."""
         self._attempt += 1
-        self._shown, self._restarts = 0, {}
+        self._shown, self._restarts, self._heard = 0, {}, {}
         self._newest, self._restarts_until_newest = self._newest_step(), 0
         labels = {OWNER_LABEL: owner_of(store_root()), ATTEMPT_LABEL: str(self._attempt)}
         with tempfile.TemporaryDirectory() as folder:
@@ -475,15 +477,18 @@ class _Launcher:
 
     def _require_word_of_hosts(self, reports: list[HostReport], active_since: float) -> None:
         """Finds the slice dead whose hosts say nothing, though the cloud says that it is active."""
-        limit = self._settings.host_timeout_seconds
-        if time.monotonic() - active_since < limit:
-            return
-        if not reports:
+        limit, now = self._settings.host_timeout_seconds, time.monotonic()
+        if not reports and now - active_since > limit:
             raise _SliceLost(f"no host was heard of in {limit:.0f} s")
         for report in reports:
-            age = time.time() - report.time
-            if report.state != "done" and age > limit:
-                raise _SliceLost(f"host {report.worker} has said nothing for {age:.0f} s")
+            # By when a new word came, as this clock saw it: a host's own may jump.
+            said_at, heard_at = self._heard.get(report.worker, (math.nan, now))
+            if report.time != said_at:
+                self._heard[report.worker] = (report.time, now)
+            elif report.state != "done" and now - heard_at > limit:
+                raise _SliceLost(
+                    f"host {report.worker} has said nothing for {now - heard_at:.0f} s"
+                )
 
     def _require_headway(self, reports: list[HostReport]) -> None:
         """Finds a slice useless whose processes are started again and again and get no further."""
