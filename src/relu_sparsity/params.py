@@ -1,6 +1,6 @@
 """The parameters of a scale: what params.yaml may hold, validated and frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -281,6 +281,17 @@ class RunConfig(Section):
             config["mask"] = {key: mask[key] for key in ("step", "compact", "width_multiple_of")}
         del config["round2"]
         return config
+
+    @classmethod
+    def from_fingerprinted(cls, config: Mapping[str, Any]) -> Self:
+        """The parameters of a trained run, from the `config` of its run.json.
+
+        What `fingerprinted` leaves out has its defaults, but for a `convergence_window` that fits.
+        """
+        model = dict(config["model"])
+        model["mlp_dim"] = model.pop("mlp_dims")
+        metrics = {"convergence_window": config["training"]["num_steps"], **config["metrics"]}
+        return cls.model_validate({**config, "model": model, "metrics": metrics})
 
     def mask_choice(self, intervention: Intervention | None) -> dict[str, Any]:
         """The parameters that decide which units a mask keeps."""
