@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,25 +105,25 @@ def status(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
     watch: Annotated[
-        float | None, typer.Option(min=1, metavar="SECONDS", help="Show it again and again.")
-    ] = None,
+        bool, typer.Option("--watch", help="Show it in the terminal until Ctrl-C.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="With --watch.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell how far every run is: step, loss, tokens/s, MFU, time left, where it runs."""
     from relu_sparsity import status
 
     params, _ = _load(params_file, scale)
-    while True:
-        found = status.all_status(params)
-        if as_json:
-            print(json.dumps({"scale": params.scale, "runs": status.as_json(found)}, indent=1))
-        else:
-            if watch is not None:
-                print("\033[2J\033[H", end="")
-            print(*status.as_lines(found), sep="\n", flush=True)
-        if watch is None:
-            return
-        time.sleep(watch)
+    if watch and not as_json and sys.stdout.isatty():
+        status.watch(params, every)
+        return
+    if watch:
+        log.warning("--watch wants a terminal, and no --json: this is how far the runs are now")
+    found = status.all_status(params)
+    if as_json:
+        print(json.dumps({"scale": params.scale, "runs": status.as_json(found)}, indent=1))
+    else:
+        print(*status.as_lines(found), sep="\n")
 
 
 @app.command()
