@@ -223,6 +223,12 @@ def pruning(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> No
 
 
 @app.command()
+def own(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Write the table of your own runs: those of params.yaml that are not the paper's."""
+    _perform(params_file, scale, "own")
+
+
+@app.command()
 def figures(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
@@ -230,10 +236,11 @@ def figures(
         list[str] | None, typer.Option(help="Only this one, e.g. fig01; can be given again.")
     ] = None,
 ) -> None:
-    """Draw Figures 1-34, or some of them."""
-    from relu_sparsity.paper.catalog import FIGURES
+    """Draw Figures 1-34 and one of each of your own runs, or some of them."""
+    from relu_sparsity.paper import catalog
 
-    _perform(params_file, scale, *_chosen("figure", figure, FIGURES))
+    allowed = catalog.figures(_load(params_file, scale)[0].paper_runs)
+    _perform(params_file, scale, *_chosen("figure", figure, allowed))
 
 
 @app.command()
@@ -290,7 +297,7 @@ def _chosen(
     for each in allowed if chosen is None else chosen:
         if each not in allowed:
             raise UserError(
-                f"{rule} {each!r} is not one of the paper's; allowed: {', '.join(allowed)}"
+                f"{rule} {each!r} is not one of this scale's; allowed: {', '.join(allowed)}"
             )
         yield f"{rule}/{each}"
 
