@@ -25,6 +25,7 @@ localrules:
     claims,
     summary,
     pruning,
+    own,
     report,
     sensitivity,
 

@@ -21,7 +21,12 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["relu_sparsity.model", "relu_sparsity.sparsity", "relu_sparsity.interventions"],
+    [
+        "relu_sparsity.model",
+        "relu_sparsity.sparsity",
+        "relu_sparsity.interventions",
+        "relu_sparsity.trained",
+    ],
     "beartype.beartype",
 )
 

@@ -2,7 +2,11 @@
 
 import json
 import os
+import pty
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -123,3 +127,39 @@ def test_a_model_that_has_learned_no_more_than_unigrams_is_pointed_out(store, lo
         if line.startswith("baseline")
     ]  # fmt: skip
     assert f"{told}  " in line
+
+
+def wait_for(terminal, text):
+    shown = ""
+    while text not in shown:
+        shown += os.read(terminal, 4096).decode()
+
+
+def test_watched_in_a_terminal_it_follows_a_run_until_it_is_interrupted(store):
+    write_progress(store)
+    terminal, other_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "relu_sparsity.cli", "status", "--watch", "--every", "1"],
+        env=os.environ | {"COLUMNS": "200", "LINES": "40", "TERM": "xterm"},
+        stdin=other_end, stdout=other_end, stderr=other_end,
+    )  # fmt: skip
+    os.close(other_end)
+    wait_for(terminal, "120 of 800")
+    write_progress(store, step=130)
+    wait_for(terminal, "130 of 800")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_watched_elsewhere_it_is_shown_once(store, options):
+    write_progress(store)
+    done = subprocess.run(
+        [sys.executable, "-m", "relu_sparsity.cli", "status", "--watch", *options],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr.startswith("--watch wants a terminal, and no --json: ")
+    if options:
+        assert json.loads(done.stdout)["runs"][0]["step"] == 120
+    else:
+        assert done.stdout.count("120 of 800") == 1

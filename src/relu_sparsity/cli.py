@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,25 +121,25 @@ def status(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
     watch: Annotated[
-        float | None, typer.Option(min=1, metavar="SECONDS", help="Show it again and again.")
-    ] = None,
+        bool, typer.Option("--watch", help="Show it in the terminal until Ctrl-C.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="With --watch.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell how far every run is: step, loss, tokens/s, MFU, time left, where it runs."""
     from relu_sparsity import status
 
     params, _ = _load(params_file, scale)
-    while True:
-        found = status.all_status(params)
-        if as_json:
-            print(json.dumps({"scale": params.scale, "runs": status.as_json(found)}, indent=1))
-        else:
-            if watch is not None:
-                print("\033[2J\033[H", end="")
-            print(*status.as_lines(found), sep="\n", flush=True)
-        if watch is None:
-            return
-        time.sleep(watch)
+    if watch and not as_json and sys.stdout.isatty():
+        status.watch(params, every)
+        return
+    if watch:
+        log.warning("--watch wants a terminal, and no --json: this is how far the runs are now")
+    found = status.all_status(params)
+    if as_json:
+        print(json.dumps({"scale": params.scale, "runs": status.as_json(found)}, indent=1))
+    else:
+        print(*status.as_lines(found), sep="\n")
 
 
 @app.command()
@@ -242,6 +241,12 @@ def pruning(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> No
 
 
 @app.command()
+def own(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+    """Write the table of your own runs: those of params.yaml that are not the paper's."""
+    _perform(params_file, scale, "own")
+
+
+@app.command()
 def figures(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
@@ -249,10 +254,11 @@ def figures(
         list[str] | None, typer.Option(help="Only this one, e.g. fig01; can be given again.")
     ] = None,
 ) -> None:
-    """Draw Figures 1-34, or some of them."""
-    from relu_sparsity.paper.catalog import FIGURES
+    """Draw Figures 1-34 and one of each of your own runs, or some of them."""
+    from relu_sparsity.paper import catalog
 
-    _perform(params_file, scale, *_chosen("figure", figure, FIGURES))
+    allowed = catalog.figures(_load(params_file, scale)[0].paper_runs)
+    _perform(params_file, scale, *_chosen("figure", figure, allowed))
 
 
 @app.command()
@@ -309,7 +315,7 @@ def _chosen(
     for each in allowed if chosen is None else chosen:
         if each not in allowed:
             raise UserError(
-                f"{rule} {each!r} is not one of the paper's; allowed: {', '.join(allowed)}"
+                f"{rule} {each!r} is not one of this scale's; allowed: {', '.join(allowed)}"
             )
         yield f"{rule}/{each}"
 

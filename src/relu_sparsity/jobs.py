@@ -16,10 +16,12 @@ from relu_sparsity.errors import UserError
 from relu_sparsity.fingerprint import Fingerprint
 from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import (
-    FIGURES,
+    OWN_RUNS,
     PRUNED_RUNS,
     PRUNING,
     TABLE_RUNS,
+    figures,
+    own_runs,
 )  # fmt: skip
 from relu_sparsity.params import MASKS, DataParams, Params, RunParams
 from relu_sparsity.provenance import (
@@ -241,7 +243,18 @@ def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
         modules=("flops",),
         parameters={"pruning": params.pruning.model_dump(mode="json")}, may_lack=True,
     )  # fmt: skip
-    for figure, row in FIGURES.items():
+    own = {name: params.runs[name] for name in own_runs(params.paper_runs)}
+    if own:
+        compared_runs = {"baseline": params.runs.get("baseline"), **own}
+        files = tuple(layout.table(OWN_RUNS))
+        yield Job(
+            "own", "paper.own_runs:write_own_runs", files, layout.record(files[0]),
+            stage="tables", after=extracted(compared_runs), may_lack=True,
+            parameters={"runs": {name: run and run.model_dump(mode="json")
+                                 for name, run in compared_runs.items()}},
+        )  # fmt: skip
+    drawn = figures(params.paper_runs)
+    for figure, row in drawn.items():
         shown = {run: params.runs[run] for run in row.runs if run in params.runs}
         decides = {
             "early_steps": {name: run.config.metrics.early_steps for name, run in shown.items()},
@@ -266,7 +279,7 @@ def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
         after=("claims", *extracted(params.paper_runs)),
     )  # fmt: skip
     shown_jobs = [f"table/{table}" for table in TABLE_RUNS]
-    shown_jobs += [PRUNING, *(f"figure/{figure}" for figure in FIGURES)]
+    shown_jobs += [PRUNING, *(["own"] if own else []), *(f"figure/{figure}" for figure in drawn)]
     yield Job(
         "report", "report:write_report", (layout.report,), layout.record(layout.report),
         stage="report", after=("claims", *shown_jobs), modules=("paper.catalog",),

@@ -1,6 +1,6 @@
 """The parameters of a scale: what params.yaml may hold, validated and frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -141,6 +141,9 @@ class TrainingParams(Section):
 
     `per_device_batch_size` sequences are the paper's device batch: the group over which per-batch
     use is taken, whatever number of devices really shares the `global_batch_size` sequences.
+
+    With `tensorboard`, what log lines say is also written as TensorBoard's events, below each run's
+    folder of the store: `tensorboard --logdir store/runs`.
     """
 
     num_steps: PositiveInt = 1_000_000
@@ -151,6 +154,7 @@ class TrainingParams(Section):
     eval_sequences: PositiveInt = 1024
     checkpoint_every_steps: PositiveInt = 10_000
     log_every_steps: PositiveInt = 100
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _batch_is_whole_groups(self) -> Self:
@@ -267,11 +271,11 @@ class RunConfig(Section):
     def fingerprinted(self, intervention: Intervention | None) -> dict[str, Any]:
         """The parameters that decide the bytes of a run's results.
 
-        How often a checkpoint or a log line is written changes nothing, and a run without an
-        intervention does not depend on the intervention's parameters.
+        How often a checkpoint or a log line is written, and where to, changes nothing, and a run
+        without an intervention does not depend on the intervention's parameters.
         """
         config = self.model_dump(mode="json")
-        for key in ("checkpoint_every_steps", "log_every_steps"):
+        for key in ("checkpoint_every_steps", "log_every_steps", "tensorboard"):
             del config["training"][key]
         for key in ("convergence_window", "early_steps"):
             del config["metrics"][key]
@@ -281,6 +285,17 @@ class RunConfig(Section):
             config["mask"] = {key: mask[key] for key in ("step", "compact", "width_multiple_of")}
         del config["round2"]
         return config
+
+    @classmethod
+    def from_fingerprinted(cls, config: Mapping[str, Any]) -> Self:
+        """The parameters of a trained run, from the `config` of its run.json.
+
+        What `fingerprinted` leaves out has its defaults, but for a `convergence_window` that fits.
+        """
+        model = dict(config["model"])
+        model["mlp_dim"] = model.pop("mlp_dims")
+        metrics = {"convergence_window": config["training"]["num_steps"], **config["metrics"]}
+        return cls.model_validate({**config, "model": model, "metrics": metrics})
 
     def mask_choice(self, intervention: Intervention | None) -> dict[str, Any]:
         """The parameters that decide which units a mask keeps."""

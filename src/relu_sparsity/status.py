@@ -1,5 +1,6 @@
 """How far every run of a scale is, and where it runs. Nothing is changed."""
 
+import contextlib
 import json
 import socket
 import time
@@ -81,6 +82,23 @@ def all_status(params: Params) -> list[RunStatus]:
         for each in told
         if each.state != "not started" or not params.runs[each.run].sensitivity
     ]
+
+
+def watch(params: Params, every: float) -> None:
+    """Shows the status in the terminal until Ctrl-C.
+
+    Args:
+      params: The scale.
+      every: Seconds between two looks.
+    """
+    from rich.live import Live
+    from rich.text import Text
+
+    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
+        while True:
+            lines = "\n".join(as_lines(all_status(params)))
+            live.update(Text(lines, no_wrap=True, overflow="ellipsis"), refresh=True)
+            time.sleep(every)
 
 
 def _slice_jobs() -> dict[str, SliceJob]:

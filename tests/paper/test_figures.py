@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from paper_runs import layout_of, make_params, write_paper_runs
 
-from relu_sparsity.paper.figures import FIGURES, draw, layer_color, write_figure
+from relu_sparsity.paper.catalog import FIGURES
+from relu_sparsity.paper.figures import draw, layer_color, write_figure
 from relu_sparsity.paper.history import load_runs
 
 

@@ -53,6 +53,25 @@ def test_the_report_opens_with_the_claims_and_needs_no_network(finished):
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=[\"']?https?:", html)
 
 
+def test_a_new_run_shows_up_without_code(project):
+    before = project.result_bytes()
+    project.edit(lambda d: d["runs"].update(no_decay={"optimizer": {"weight_decay": 0.0}}))
+    project.snakemake()
+    rows = (project.results / "tables/own_runs.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [
+        ["baseline", ""],
+        ["no_decay", "weight_decay 0.0"],
+    ]
+    assert "</svg>" in (project.results / "figures/run_no_decay.svg").read_text()
+    html = (project.results / "report.html").read_text()
+    assert "own_runs.csv" in html
+    assert "run_no_decay.svg" in html
+    after = project.result_bytes()
+    changed = {name for name in before if before[name] != after[name]}
+    assert all(re.match(r"(made_from/)?(claims|report|metrics)", name) for name in changed)
+    assert "Nothing to be done" in project.snakemake()
+
+
 def test_has_nothing_to_do_afterwards(project):
     assert "Nothing to be done" in project.snakemake()
     shutil.rmtree(project.folder / ".snakemake")

@@ -154,9 +154,11 @@ def test_stages_have_the_outputs_of_snakemakes_jobs(versioned, tmp_path, monkeyp
     assert by_dvc == by_snakemake
 
 
-def test_stages_depend_on_the_code_and_have_the_names_of_the_jobs(fresh, monkeypatch):
-    monkeypatch.chdir(fresh.folder)
-    stages = yaml.safe_load((fresh.folder / "dvc.yaml").read_text())["stages"]
+def test_stages_depend_on_the_code_and_have_the_names_of_the_jobs(fresh, tmp_path, monkeypatch):
+    project = fresh.copy(tmp_path / "project")
+    project.edit(lambda document: document["runs"].update(own={}))
+    monkeypatch.chdir(project.folder)
+    stages = yaml.safe_load((project.folder / "dvc.yaml").read_text())["stages"]
     table = jobs_of_dvc()
     assert {job.stage.partition("@")[0] for job in table.values()} == set(stages)
     for job in table.values():

@@ -8,7 +8,7 @@ from snakemake.settings.enums import RerunTrigger
 from relu_sparsity.errors import UserError
 from relu_sparsity.jobs import job_table
 from relu_sparsity.layout import RUN_FILES, Layout
-from relu_sparsity.paper.catalog import FIGURES, PRUNING, TABLES
+from relu_sparsity.paper.catalog import OWN_RUNS, PRUNING, TABLES, figures
 from relu_sparsity.params import MASKS
 from relu_sparsity.params_file import load_params
 from relu_sparsity.processes import stop_with_parent, use_huge_pages
@@ -48,13 +48,14 @@ except UserError as error:
     raise WorkflowError(str(error))
 
 SCALE = PARAMS.scale
+FIGURES = figures(PARAMS.paper_runs)
 RUN = LAYOUT.run("{run}", "{seed}")
 
 
 wildcard_constraints:
     run="|".join(PARAMS.runs),
     seed=r"\d+",
-    figure=r"fig\d+",
+    figure=r"fig\d+|run_\w+",
     table=r"table\d+",
 
 

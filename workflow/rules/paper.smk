@@ -118,9 +118,33 @@ rule pruning:
         "relu-sparsity pruning --scale {params.scale} > {log} 2>&1"
 
 
+rule own:
+    input:
+        stamp=LAYOUT.stamp("own"),
+        runs=results_for("own"),
+    output:
+        report(
+            LAYOUT.results / "tables" / f"{OWN_RUNS}.csv",
+            caption="../report/own_runs.rst",
+            category="Your own runs",
+            labels={"table": "own runs", "shows": "Loss, accuracy and use per layer"},
+        ),
+        [path for path in LAYOUT.table(OWN_RUNS) if path.suffix != ".csv"],
+        LAYOUT.record(LAYOUT.table(OWN_RUNS)[0]),
+    log:
+        LAYOUT.log("own"),
+    params:
+        scale=SCALE,
+    message:
+        "write the table of your own runs"
+    shell:
+        "relu-sparsity own --scale {params.scale} > {log} 2>&1"
+
+
 rule tables:
     input:
         LAYOUT.table(PRUNING),
+        LAYOUT.table(OWN_RUNS) if "own" in JOBS else [],
         expand(LAYOUT.results / "tables" / "{table}.csv", table=TABLES),
 
 

@@ -3,6 +3,7 @@
 The workflow's rules are made from this module, so it imports the standard library only.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,10 @@ TABLES = {
 PRUNING = "pruning"
 PRUNED_RUNS = ("masked", "random_masked")
 
+# Neither: the runs of params.yaml that are not the paper's.
+OWN_RUNS = "own_runs"
+
+LOSS = "loss"
 METRIC_TITLES = {
     "token_use": "Units used per token",
     "sequence_use": "Units used per sequence",
@@ -26,6 +31,7 @@ METRIC_TITLES = {
     "p65": "Use frequency, 65th percentile",
     "p75": "Use frequency, 75th percentile",
     "p90": "Use frequency, 90th percentile",
+    LOSS: "Held-out loss",
 }
 
 RUN_TITLES = {
@@ -85,10 +91,10 @@ _SPANS = {"early": "early in training", "whole": "whole run"}
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the paper.
+    """One figure of the paper, or of a run that is not the paper's.
 
     Attributes:
-      id: `fig01` to `fig34`.
+      id: `fig01` to `fig34`, or `run_<run>`.
       category: The part of the paper that it belongs to.
       panels: Left to right.
       note: What the paper's numbering or caption does not make plain.
@@ -101,8 +107,8 @@ class Figure:
 
     @property
     def number(self) -> str:
-        """The paper's number."""
-        return self.id.removeprefix("fig").lstrip("0")
+        """The paper's number, or the run's name."""
+        return self.id.removeprefix("run_").removeprefix("fig").lstrip("0")
 
     @property
     def metric(self) -> str:
@@ -126,7 +132,8 @@ class Figure:
         if first.compared_by:
             shown = "one line per model over its layers, at convergence"
         else:
-            shown = f"one line per layer over the steps of {RUN_TITLES[first.runs[0]]}"
+            run = first.runs[0]
+            shown = f"one line per layer over the steps of {RUN_TITLES.get(run, f'the run {run}')}"
         note = f" {self.note}" if self.note else ""
         return (
             f"{self.title}: {shown}, in percent. Mean over seeds, with a band of one standard "
@@ -195,3 +202,24 @@ _ROWS = (
 )
 
 FIGURES = {figure.id: figure for figure in _ROWS}
+_PAPER_RUNS = {*RUN_TITLES, *PRUNED_RUNS, "round1", "round2"}
+
+
+def own_runs(runs: Iterable[str]) -> list[str]:
+    """Those of a scale's runs that are not the paper's."""
+    return [run for run in runs if run not in _PAPER_RUNS]
+
+
+def figures(runs: Iterable[str]) -> dict[str, Figure]:
+    """The paper's figures, and one for each of the runs that is not the paper's."""
+    own = [
+        Figure(
+            f"run_{run}",
+            "Your own runs",
+            (*_over_steps("batch_use", run, "whole"), Panel(LOSS, ("baseline", run))),
+            "The held-out loss is in nats per token, beside the baseline's and what the "
+            "frequencies of tokens and of token pairs give.",
+        )
+        for run in own_runs(runs)
+    ]
+    return FIGURES | {figure.id: figure for figure in own}

@@ -1,4 +1,4 @@
-"""Figures 1-34, drawn from the rows of `catalog.FIGURES`."""
+"""Figures 1-34 and those of your own runs, drawn from the rows of `catalog.figures`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from relu_sparsity.files import atomic_write
-from relu_sparsity.paper.catalog import FIGURES, MAX_POINTS, METRIC_TITLES, Figure, Panel
+from relu_sparsity.paper.catalog import LOSS, MAX_POINTS, METRIC_TITLES, Figure, Panel, figures
 from relu_sparsity.paper.history import RunHistory, load_runs
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def layer_color(layer: int) -> tuple[float, float, float, float]:
 
 
 def write_figure(params: "Params", layout: "Layout", figure: str) -> None:
-    """Draws one of Figures 1-34, as SVG.
+    """Draws one of Figures 1-34, or that of one of your own runs, as SVG.
 
     Lines are means over seeds, bands one standard deviation to either side. Neighbours in a history
     of more than `MAX_POINTS` measurements are averaged.
@@ -60,7 +60,7 @@ def write_figure(params: "Params", layout: "Layout", figure: str) -> None:
     Raises:
       UserError: The results of a run are incomplete or malformed.
     """
-    row = FIGURES[figure]
+    row = figures(params.paper_runs)[figure]
     shown = {run: params.runs[run].seeds for run in row.runs if run in params.runs}
     runs = load_runs(layout.results, shown)
     with mpl.rc_context(STYLE):
@@ -83,7 +83,9 @@ def draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params
         letter = f"({'ab'[index]}) " if count > 1 else ""
         axes.set_title(letter + panel.title, loc="left")
         axes.set_ylabel(_y_label(panel.metric))
-        if panel.compared_by:
+        if panel.metric == LOSS:
+            _draw_losses(axes, panel, runs)
+        elif panel.compared_by:
             _draw_models(axes, panel, runs, params)
         else:
             _draw_layers(axes, panel, runs.get(panel.runs[0], {}), params)
@@ -99,6 +101,8 @@ def draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params
 def _y_label(metric: str) -> str:
     if metric.startswith("p"):
         return f"tokens using the p{metric[1:]} unit (%)"
+    if metric == LOSS:
+        return "held-out loss (nats per token)"
     return f"{METRIC_TITLES[metric].lower()} (%)"
 
 
@@ -223,6 +227,24 @@ def _draw_models(
     if missing:
         _say_missing(axes, missing)
     if len(missing) < len(panel.runs):
+        axes.legend(loc="best")
+
+
+def _draw_losses(axes: Axes, panel: Panel, runs: dict[str, dict[int, RunHistory]]) -> None:
+    axes.set_xlabel("training step")
+    shown = {run: list(runs[run].values()) for run in panel.runs if run in runs}
+    for (run, seeds), (color, _) in zip(shown.items(), _MODEL_STYLES, strict=False):
+        values = np.stack([each.eval_loss.mean(axis=1) for each in seeds])
+        axes.plot(seeds[0].eval_steps, values.mean(axis=0), color=color, label=run)
+        if len(seeds) > 1:
+            _draw_band(axes, seeds[0].eval_steps, values, color)
+    ngrams = shown[panel.runs[-1]][0].ngram_losses if panel.runs[-1] in shown else {}
+    for (name, loss), style in zip(ngrams.items(), (":", "--"), strict=False):
+        label = f"{name.removesuffix('_loss')}s"
+        axes.axhline(loss, color="0.5", linewidth=0.8, linestyle=style, label=label)
+    if panel.runs[-1] not in shown:
+        _say_missing(axes, panel.runs[-1:])
+    if shown:
         axes.legend(loc="best")
 
 

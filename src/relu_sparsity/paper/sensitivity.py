@@ -16,6 +16,7 @@ from relu_sparsity.paper.claims import CLAIMS
 from relu_sparsity.paper.evidence import MeasuredResults, UndecidableError
 from relu_sparsity.paper.figures import STYLE, save
 from relu_sparsity.paper.history import RunHistory, load_runs
+from relu_sparsity.paper.own_runs import difference
 from relu_sparsity.paper.verdicts import VERDICTS, Verdict, decide_claim
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _choice(
     results = MeasuredResults({"baseline": seeds}, in_its_place, layout.results)
     return Choice(
         name=run.name,
-        differs_in=_difference(params, run),
+        differs_in=difference(params, run),
         loss=float(np.mean([each.eval_loss[-1].mean() for each in seeds.values()])),
         accuracy=float(np.mean([each.eval_accuracy[-1].mean() for each in seeds.values()])),
         layers={metric: _layers(results, metric) for metric in SHOWN_METRICS},
@@ -148,16 +149,6 @@ def _layers(results: MeasuredResults, metric: str) -> Float[np.ndarray, " layers
         return results.layers("baseline", metric)
     except UndecidableError:
         return np.array([])
-
-
-def _difference(params: "Params", run: "RunParams") -> str:
-    own, base = (each.config.model_dump() for each in (run, params.runs["baseline"]))
-    return ", ".join(
-        f"{key} {value}"
-        for section, values in own.items()
-        for key, value in values.items()
-        if value != base[section][key]
-    )
 
 
 def _draw_verdicts(axes: Axes, choices: list[Choice]) -> None:

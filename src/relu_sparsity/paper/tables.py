@@ -167,7 +167,7 @@ def _text(mean: float, std: float, paper: float, digits: int) -> str:
 
 def to_latex(display: pd.DataFrame) -> str:
     """A table of texts as a plain tabular of the booktabs package."""
-    replaced = {"%": r"\%", " ± ": r" $\pm$ ", "–": "--"}
+    replaced = {"%": r"\%", "_": r"\_", " ± ": r" $\pm$ ", "–": "--"}
 
     def escape(text: str) -> str:
         for character, latex in replaced.items():

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines in a log, and two small files.
+"""How far a run is: a bar on a terminal, lines in a log, two small files, TensorBoard's events.
 
 Nothing here changes a result, so a change of it makes no run stale.
 """
@@ -18,7 +18,8 @@ from typing import Any, Self
 import jax
 
 from relu_sparsity.durations import duration
-from relu_sparsity.files import AnyPath, write_json, write_text
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import AnyPath, is_remote, write_json, write_text
 from relu_sparsity.flops import forward_flops_per_token
 from relu_sparsity.hardware import peak_flops
 from relu_sparsity.params import RunConfig
@@ -33,9 +34,13 @@ class Progress:
       name: How messages call the run.
       config: Its parameters; the widths are those of the units that are trained.
       throughput: The file of the speed over the steps.
-      state: The file of what is known now, for `relu-sparsity status`.
+      state: The file of what is known now, for `relu-sparsity status`. TensorBoard's events, where
+        they are asked for, lie beside it.
       first_step: Updates done before.
       ngram_losses: The held-out losses of n-grams.
+
+    Raises:
+      UserError: TensorBoard's events are asked for and cannot be written.
     """
 
     def __init__(
@@ -74,6 +79,9 @@ class Progress:
         }
         self._bar: Any = None
         self._writes = jax.process_index() == 0
+        self._events: Any = None
+        if config.training.tensorboard and self._writes:
+            self._events = _event_writer(state.parent / "tensorboard", first_step)
         if sys.stderr.isatty() and self._writes:
             from rich import progress
 
@@ -115,6 +123,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self._events is not None:
+            self._events.close()
         at_end = self._known["step"] >= self._num_steps
         self._write_state("finished" if error is None and at_end else "stopped")
 
@@ -127,6 +137,7 @@ class Progress:
             )
             self._heldout += f" (unigrams {unigrams:.4f}, bigrams {bigrams:.4f})"
         self._known |= {"heldout_loss": loss, "heldout_accuracy": accuracy, **self._ngram_losses}
+        self._write_events({"heldout/loss": loss, "heldout/accuracy": accuracy})
         self._last_time = None
 
     def advance(self, step: int, loss: float) -> None:
@@ -148,6 +159,8 @@ class Progress:
             if not math.isnan(loss):
                 self._known["loss"] = loss
             self._write_state("training")
+            speed = self._tokens_per_second
+            self._write_events({"training/loss": loss, "training/tokens_per_second": speed})
             if self._bar is None:
                 log.info(
                     "%s: step %d of %d, %s%s",
@@ -188,9 +201,34 @@ class Progress:
         csv.writer(text, lineterminator="\n").writerow((step, f"{tokens_per_second:.0f}"))
         write_text(self._throughput, text.getvalue())
 
+    def _write_events(self, values: Mapping[str, float]) -> None:
+        """Writes what is known after so many updates; what is not yet is no number."""
+        if self._events is not None:
+            for tag, value in values.items():
+                if not math.isnan(value):
+                    self._events.add_scalar(tag, value, self._known["step"])
+            self._events.flush()
+
     def _write_state(self, state: str) -> None:
         if self._writes:
             write_json(self._state_file, self._known | {"state": state, "updated": time.time()})
+
+
+def _event_writer(folder: AnyPath, first_step: int) -> Any:
+    if is_remote(folder):
+        raise UserError(
+            f"training.tensorboard: true: events are not written to a bucket ({folder}); allowed: "
+            "false, or a store on a disk"
+        )
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "training.tensorboard: true: tensorboardX is not installed; allowed: false, or install "
+            "it: pip install -e '.[tensorboard]'"
+        ) from None
+    # What a killed training wrote after its last checkpoint comes again: TensorBoard hides it.
+    return SummaryWriter(str(folder), purge_step=first_step and first_step + 1)
 
 
 def _where() -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""TensorBoard's events, read back from the files."""
+
+import struct
+import sys
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.training.loop import train
+
+
+def events_of(path):
+    """The records of an event file: length, a checksum, the event, another checksum."""
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield Event.FromString(content[at + 12 : at + 12 + length])
+        at += 16 + length
+
+
+def curves(folder):
+    """The steps and values of each curve as TensorBoard shows them: without what was done twice."""
+    shown = {}
+    # Their names begin with the second in which they were opened.
+    events = [each for path in sorted(folder.iterdir()) for each in events_of(path)]
+    for event in sorted(events, key=lambda event: event.wall_time):
+        if event.session_log.status == SessionLog.START:
+            shown = {
+                tag: [pair for pair in pairs if pair[0] < event.step]
+                for tag, pairs in shown.items()
+            }
+        for value in event.summary.value:
+            shown.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return shown
+
+
+@pytest.fixture
+def with_events(config):
+    training = config.training.model_copy(update={"tensorboard": True, "log_every_steps": 3})
+    return config.model_copy(update={"training": training})
+
+
+def test_a_run_that_goes_on_has_every_point_once(make_job, with_events, written, tmp_path):
+    expected = written(train(make_job("without"), num_devices=1))
+    assert not (tmp_path / "without/tensorboard").exists()
+    # It ends as by a kill: after the line of step 6, with a checkpoint of step 4.
+    branches = {7: tmp_path / "branch"}
+    train(make_job("run", config=with_events, branches=branches), until=7, num_devices=1)
+    folder = tmp_path / "run/tensorboard"
+    before = curves(folder)
+    assert [step for step, _ in before["training/loss"]] == [3, 6]
+    history = train(make_job("run", config=with_events), num_devices=1)
+    shown = curves(folder)
+    assert [step for step, _ in shown["training/loss"]] == [3, 6, 9, 12, 14]
+    for tag, values in (("loss", history.eval_loss), ("accuracy", history.eval_accuracy)):
+        steps, numbers = zip(*shown[f"heldout/{tag}"], strict=True)
+        assert list(steps) == history.eval_steps
+        assert numbers == pytest.approx([float(each.mean()) for each in values])
+    assert written(history) == expected
+
+
+def test_without_the_package_it_says_what_to_install(make_job, with_events, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"tensorboard: true: tensorboardX is not installed; .*pip"):
+        train(make_job(config=with_events), num_devices=1)
+
+
+def test_a_bucket_is_refused(make_job, with_events):
+    from etils import epath
+
+    job = make_job(config=with_events, progress=epath.Path("gs://bucket/run/progress.json"))
+    with pytest.raises(UserError, match="not written to a bucket"):
+        train(job, num_devices=1)
