@@ -153,7 +153,7 @@ def _layers(results: MeasuredResults, metric: str) -> Float[np.ndarray, " layers
 def _difference(params: "Params", run: "RunParams") -> str:
     own, base = (each.config.model_dump() for each in (run, params.runs["baseline"]))
     return ", ".join(
-        f"{key} {value}"
+        f"{key} {value:.6}" if isinstance(value, float) else f"{key} {value}"
         for section, values in own.items()
         for key, value in values.items()
         if value != base[section][key]
