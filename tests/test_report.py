@@ -137,6 +137,10 @@ def test_links_lead_to_results_of_the_report_and_to_tables_of_the_page(scale, pa
     assert all(each.startswith(("#", "javascript:app.setView(")) for each in links)
 
 
+def test_same_results_same_page(scale):
+    assert overview(*scale) == overview(*scale)
+
+
 def test_what_is_missing_is_named(scale, tmp_path):
     params, _ = scale
     with pytest.raises(UserError, match=r"claims\.json: is missing; make all results first"):

@@ -93,11 +93,9 @@ def overview(params: Params, layout: Layout) -> dict[str, Any]:
 
 def _shown(claim: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """A claim with a picture of its numbers, or else of the figure that it speaks of."""
-    pictures = []
     with mpl.rc_context(STYLE):
         drawn = draw_evidence(claim["evidence"], claim["paper"])
-    if drawn:
-        pictures.append(to_svg(drawn))
+        pictures = [to_svg(drawn)] if drawn else []
 
     def link(match: re.Match[str]) -> str:
         there = f"#table{match[2]}"
