@@ -30,8 +30,7 @@ localrules:
     sensitivity,
 
 
-# The report opens with the claims.
-report: str(LAYOUT.results / "claims.rst")
+report: "workflow/report/overview.rst"
 
 
 onstart:

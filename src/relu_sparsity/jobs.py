@@ -282,7 +282,7 @@ def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
     shown_jobs += [PRUNING, *(["own"] if own else []), *(f"figure/{figure}" for figure in drawn)]
     yield Job(
         "report", "report:write_report", (layout.report,), layout.record(layout.report),
-        stage="report", after=("claims", *shown_jobs), modules=("paper.catalog",),
+        stage="report", after=("claims", *shown_jobs),
         files=tuple(sorted(path for path in _REPORT_FILES.glob("*") if path.is_file())),
     )  # fmt: skip
     if not (params.choices and "baseline" in params.runs):

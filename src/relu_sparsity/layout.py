@@ -9,7 +9,7 @@ from etils import epath
 from relu_sparsity.files import is_remote
 
 TABLE_FORMATS = ("csv", "md", "tex")
-CLAIM_FORMATS = ("json", "md", "rst")
+CLAIM_FORMATS = ("json", "md")
 RUN_FILES = (
     "unit_use.csv",
     "training.csv",

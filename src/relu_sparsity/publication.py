@@ -120,7 +120,7 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> list[Path]:
       UserError: A result is missing.
     """
     copied = [
-        *layout.claims[:2],
+        *layout.claims,
         layout.summary,
         *sorted((layout.results / "tables").glob("*.*")),
         *(layout.figure(each.id) for each in FIGURES.values() if each.category == MAIN_TEXT),

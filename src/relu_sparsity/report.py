@@ -1,5 +1,6 @@
 """The report: Snakemake's self-contained HTML, made to depend on the results alone."""
 
+import base64
 import json
 import os
 import re
@@ -7,12 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import atomic_write
+from relu_sparsity.files import atomic_write, read_json
 from relu_sparsity.jobs import Job, job_table
 from relu_sparsity.layout import Layout
+from relu_sparsity.paper.catalog import FIGURES, TABLES
+from relu_sparsity.paper.figures import STYLE, draw_evidence, to_svg
+from relu_sparsity.paper.verdicts import VERDICTS, numbers_text
 from relu_sparsity.params import Params
 
 # The parts of Snakemake's report that are JSON; their order follows the scheduler's.
@@ -22,6 +29,8 @@ _DATA = re.compile(
     re.DOTALL,
 )
 _TITLE = "ReLU sparsity"
+_SHOWN_FIGURES = ("fig01", "fig02")
+_FIGURE_OR_TABLE = re.compile(r"(Figure|Table) (\d+)[ab]?")
 
 
 def write_report(params: Params, layout: Layout) -> None:
@@ -43,6 +52,84 @@ def write_report(params: Params, layout: Layout) -> None:
         html = temporary.read_text(encoding="utf-8")
         graph = rule_graph(job_table(params, layout).values())
         temporary.write_text(steady_report(html, graph), encoding="utf-8")
+
+
+def overview(params: Params, layout: Layout) -> dict[str, Any]:
+    """What the report's first page shows, as overview.rst has it: text, HTML and pictures.
+
+    Raises:
+      UserError: The claims, a table or a figure is missing.
+    """
+    try:
+        told = read_json(layout.results / "claims.json")
+        claims = [_shown(claim, layout) for claim in told["claims"]]
+        return {
+            "scale": params.scale,
+            "purpose": params.claims.purpose,
+            "model": params.defaults.model,
+            "num_steps": params.defaults.training.num_steps,
+            "summary": told["summary"],
+            "groups": {
+                verdict: [claim for claim in claims if claim["verdict"] == verdict]
+                for verdict in VERDICTS
+            },
+            "tables": [
+                {"name": name, "title": title, "rows": _rows(layout.table(name)[1])}
+                for name, title in TABLES.items()
+            ],
+            "figures": [
+                {
+                    "number": FIGURES[figure].number,
+                    "caption": FIGURES[figure].caption,
+                    "link": _link(layout.figure(figure)),
+                    "picture": _picture(layout.figure(figure).read_text(encoding="utf-8")),
+                }
+                for figure in _SHOWN_FIGURES
+            ],
+        }
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: is missing; make all results first") from None
+
+
+def _shown(claim: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """A claim with a picture of its numbers, or else of the figure that it speaks of."""
+    with mpl.rc_context(STYLE):
+        drawn = draw_evidence(claim["evidence"], claim["paper"])
+        pictures = [to_svg(drawn)] if drawn else []
+
+    def link(match: re.Match[str]) -> str:
+        there = f"#table{match[2]}"
+        if match[1] == "Figure":
+            figure = layout.figure(f"fig{int(match[2]):02d}")
+            pictures.append(figure.read_text(encoding="utf-8"))
+            there = _link(figure)
+        return f'<a href="{there}">{match[0]}</a>'
+
+    return claim | {
+        "source": _FIGURE_OR_TABLE.sub(link, claim["source"]),
+        "picture": _picture(pictures[0]) if pictures else "",
+        "here": numbers_text(claim["evidence"]),
+        "in_paper": numbers_text(claim["paper"]),
+    }
+
+
+def _link(result: Path) -> str:
+    """Opens a result of the report: its picture, and what it is in the bar."""
+    view = "navbarMode: 'resultinfo', content: 'img'"
+    path = f"resultPath: '{result}', contentPath: results['{result}'].data_uri"
+    return f"javascript:app.setView({{{view}, {path}}})"
+
+
+def _picture(svg: str) -> str:
+    # In lines, as docutils takes no longer ones than 10,000.
+    return f"data:image/svg+xml;base64,{base64.encodebytes(svg.encode()).decode().strip()}"
+
+
+def _rows(table: Path) -> list[list[str]]:
+    """The cells of a Markdown table, its header first."""
+    lines = [line for line in table.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [rows[0], *rows[2:]]
 
 
 def steady_report(html: str, graph: Mapping[str, list[dict[str, Any]]]) -> str:

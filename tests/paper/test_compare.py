@@ -251,8 +251,8 @@ def test_verdicts_that_changed_come_with_the_numbers_of_both(template, shown):
     assert {number: (row[2], row[3].strip("*")) for number, row in verdicts.items()} == changed
     assert changed[1] == ("reproduced", "not reproduced")
     assert verdicts[1][1] == second[1]["statement"]
-    assert verdicts[1][4].startswith("batch_use: 13.3, 79.3,")
-    assert verdicts[1][5].startswith("batch_use: 95.6, 79.3,")
+    assert verdicts[1][4].startswith("batch use: 13.3, 79.3,")
+    assert verdicts[1][5].startswith("batch use: 95.6, 79.3,")
     assert f'<div class="evidence">{verdicts[1][5]}</div>' in page
 
 

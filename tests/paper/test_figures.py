@@ -1,3 +1,4 @@
+import re
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib as mpl
@@ -6,8 +7,11 @@ import pytest
 from paper_runs import layout_of, make_params, write_paper_runs
 
 from relu_sparsity.paper.catalog import FIGURES
-from relu_sparsity.paper.figures import draw, layer_color, write_figure
+from relu_sparsity.paper.claims import CLAIMS
+from relu_sparsity.paper.figures import draw, draw_evidence, layer_color, write_figure
 from relu_sparsity.paper.history import load_runs
+from relu_sparsity.paper.published import published_layers
+from relu_sparsity.paper.verdicts import decide_claims
 
 
 def write_figures(folder, params, figures):
@@ -94,13 +98,52 @@ def test_several_seeds_have_a_band(tmp_path):
     runs = load_runs(tmp_path, {"baseline": [0, 1]})
     runs["baseline"][1].unit_use["batch_use"][:, 0] += 0.1
     (axes,) = draw(FIGURES["fig08"], runs, params).axes
-    assert len(axes.collections) == 6
+    assert len(axes.collections) == 6 + 1, "six bands and the paper's marks"
     values = [100 * each.unit_use["batch_use"][:, 0] for each in runs["baseline"].values()]
     assert axes.lines[0].get_ydata()[-1] == pytest.approx(np.mean(values, axis=0)[-1])
     low, high = np.mean(values, axis=0)[-1] + np.array([-1, 1]) * np.std([0, 10], ddof=1)
     extent = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert extent.min() == pytest.approx(low)
     assert extent.max() >= high
+
+
+@pytest.mark.parametrize("figure", [name for name, row in FIGURES.items() if row.panels[0].table])
+def test_the_papers_values_are_hollow_marks(figure, loaded_runs, params, figure_paths):
+    row = FIGURES[figure]
+    for panel, axes in zip(row.panels, draw(row, loaded_runs, params).axes, strict=True):
+        (marks,) = axes.collections
+        assert marks.get_facecolor().size == 0
+        paper = published_layers(panel.table, panel.runs[0], panel.metric)
+        np.testing.assert_array_equal(marks.get_offsets()[:, 1], paper)
+        low, high = axes.get_ylim()
+        assert low <= min(paper) <= max(paper) <= high
+    svg = figure_paths[list(FIGURES).index(figure)].read_text()
+    assert f"<!-- paper at convergence (Table {row.panels[0].table}) -->" in svg
+    marks = svg[svg.index('id="PathCollection_1"') :]
+    assert len(re.findall("<use [^>]*fill: none", marks[: marks.index("</g>\n   </g>")])) == 6
+
+
+def test_another_depth_has_no_marks_of_the_paper(tmp_path):
+    params = make_params(model={"num_layers": 4})
+    write_paper_runs(tmp_path, params)
+    runs = load_runs(tmp_path, {"baseline": [0]})
+    (axes,) = draw(FIGURES["fig08"], runs, params).axes
+    assert not axes.collections
+
+
+def test_a_claims_measurements_are_drawn_beside_the_papers(results):
+    drawn = {}
+    for claim, decision in zip(CLAIMS, decide_claims(results), strict=True):
+        canvas = draw_evidence(decision.evidence, decision.paper)
+        drawn[claim.number] = canvas and canvas.axes[0].lines[:-1]  # but for zero
+    ours, paper = drawn[1]
+    np.testing.assert_array_equal(ours.get_ydata(), published_layers(1, "baseline", "batch_use"))
+    np.testing.assert_array_equal(paper.get_ydata(), ours.get_ydata())
+    assert (ours.get_markerfacecolor(), paper.get_markerfacecolor()) == ("#000000", "none")
+    assert len(drawn[19]) == 2 * 4, "four learning rates, ours and the paper's"
+    assert len(drawn[22]) == 2, "the paper has no numbers of its widths"
+    without = {number for number, lines in drawn.items() if not lines}
+    assert without == {9, 11, 14, 15, 16, 18, 21, 26}
 
 
 def test_a_missing_run_is_said(tmp_path, params):

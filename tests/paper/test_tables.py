@@ -56,6 +56,14 @@ def test_cells_show_the_papers_number_beside_ours(tables_dir):
     assert "7455 (7455)" in (tables_dir / "table4.md").read_text()
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_markdown_is_a_caption_and_a_table(tables_dir, table):
+    caption, empty, *rows = (tables_dir / f"{table}.md").read_text().splitlines()
+    assert caption.startswith(f"**Table {table[-1]}. {TABLES[table]}.** ")
+    assert empty == ""
+    assert {row[0] + row[-1] for row in rows} == {"||"}, "what made it is in made_from/"
+
+
 def test_latex_is_a_plain_booktabs_tabular(tables_dir):
     for table in TABLES:
         text = (tables_dir / f"{table}.tex").read_text()

@@ -51,6 +51,10 @@ def test_the_report_opens_with_the_claims_and_needs_no_network(finished):
     assert len(shown) == len(FIGURES) + len(TABLES) + 1
     assert all(result["data_uri"].startswith("data:") for result in shown.values())
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=[\"']?https?:", html)
+    style = "".join(re.findall(r"<style>(.*?)</style>", html, re.S))
+    first_page = html[front : html.index("</script>", front)]
+    assert not re.findall(r"https?:|url\(|@import", style + first_page)
+    assert first_page.count("data:image/svg+xml;base64,") > 20
 
 
 def test_a_new_run_shows_up_without_code(project):

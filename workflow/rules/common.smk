@@ -41,8 +41,12 @@ try:
     JOBS = job_table(PARAMS, LAYOUT)
     LAYOUT, TO_RUN = write_stamps(JOBS, LAYOUT)
     if "--report" in sys.argv:
+        from relu_sparsity.report import overview
+
         # Its graph of rules is the same, whatever is stale.
         TO_RUN = set()
+        # A report's first page knows of `config` alone.
+        config["overview"] = overview(PARAMS, LAYOUT)
     SLICE_PARAMS = load_slice_params(Path(SLICES)) if SLICES else None
 except UserError as error:
     raise WorkflowError(str(error))

@@ -71,12 +71,14 @@ class Panel:
       runs: One run for a line per layer over steps; several for a line per run over layers.
       span: `early` ends at `metrics.early_steps`.
       compared_by: What several runs differ in.
+      table: The number of the paper's table that has these values at convergence, to be drawn too.
     """
 
     metric: str
     runs: tuple[str, ...]
     span: Literal["early", "whole"] = "whole"
     compared_by: Literal["width", "depth"] | None = None
+    table: int | None = None
 
     @property
     def title(self) -> str:
@@ -134,15 +136,19 @@ class Figure:
         else:
             run = first.runs[0]
             shown = f"one line per layer over the steps of {RUN_TITLES.get(run, f'the run {run}')}"
+        tables = dict.fromkeys(f"Table {panel.table}" for panel in self.panels if panel.table)
+        hollow = f" Hollow: the paper at convergence ({', '.join(tables)})." if tables else ""
         note = f" {self.note}" if self.note else ""
         return (
             f"{self.title}: {shown}, in percent. Mean over seeds, with a band of one standard "
-            f"deviation where there are several.{note}"
+            f"deviation where there are several.{hollow}{note}"
         )
 
 
-def _over_steps(metric: str, run: str, *spans: Literal["early", "whole"]) -> tuple[Panel, ...]:
-    return tuple(Panel(metric, (run,), span) for span in spans)
+def _over_steps(
+    metric: str, run: str, *spans: Literal["early", "whole"], table: int | None = None
+) -> tuple[Panel, ...]:
+    return tuple(Panel(metric, (run,), span, table=table) for span in spans)
 
 
 MAIN_TEXT = "Main text"
@@ -151,27 +157,42 @@ _DEPTH, _WIDTH, _RATE = "Depth (A.3)", "Hidden width (A.4)", "Learning rate (A.5
 _TWIN = "The paper numbers this plot twice, as {} and as {}."
 
 _ROWS = (
-    Figure("fig01", _BASE[0], _over_steps("batch_use", "baseline", "early")),
+    Figure("fig01", _BASE[0], _over_steps("batch_use", "baseline", "early", table=1)),
     Figure(
         "fig02",
         _BASE[0],
-        _over_steps("token_use", "baseline", "early") + _over_steps("p50", "baseline", "early"),
+        _over_steps("token_use", "baseline", "early", table=1)
+        + _over_steps("p50", "baseline", "early", table=3),
     ),
     Figure(
         "fig03",
         _BASE[0],
-        tuple(Panel(each, WIDTHS, compared_by="width") for each in ("token_use", "batch_use")),
+        tuple(Panel(each, WIDTHS, "whole", "width", 1) for each in ("token_use", "batch_use")),
     ),
     Figure("fig04", _BASE[0], (Panel("batch_use", DEPTHS, compared_by="depth"),)),
-    Figure("fig05", _BASE[1], _over_steps("token_use", "baseline", "whole")),
-    Figure("fig06", _BASE[1], _over_steps("sequence_use", "baseline", "whole"), _TWIN.format(6, 7)),
-    Figure("fig07", _BASE[1], _over_steps("sequence_use", "baseline", "whole"), _TWIN.format(6, 7)),
-    Figure("fig08", _BASE[1], _over_steps("batch_use", "baseline", "whole"), _TWIN.format(8, 9)),
-    Figure("fig09", _BASE[1], _over_steps("batch_use", "baseline", "whole"), _TWIN.format(8, 9)),
-    Figure("fig10", _BASE[2], _over_steps("p50", "baseline", "early", "whole")),
-    Figure("fig11", _BASE[2], _over_steps("p65", "baseline", "early", "whole")),
-    Figure("fig12", _BASE[2], _over_steps("p75", "baseline", "early", "whole")),
-    Figure("fig13", _BASE[2], _over_steps("p90", "baseline", "early", "whole")),
+    Figure("fig05", _BASE[1], _over_steps("token_use", "baseline", "whole", table=1)),
+    *(
+        Figure(
+            each,
+            _BASE[1],
+            _over_steps("sequence_use", "baseline", "whole", table=1),
+            _TWIN.format(6, 7),
+        )
+        for each in ("fig06", "fig07")
+    ),
+    *(
+        Figure(
+            each,
+            _BASE[1],
+            _over_steps("batch_use", "baseline", "whole", table=1),
+            _TWIN.format(8, 9),
+        )
+        for each in ("fig08", "fig09")
+    ),
+    Figure("fig10", _BASE[2], _over_steps("p50", "baseline", "early", "whole", table=3)),
+    Figure("fig11", _BASE[2], _over_steps("p65", "baseline", "early", "whole", table=3)),
+    Figure("fig12", _BASE[2], _over_steps("p75", "baseline", "early", "whole", table=3)),
+    Figure("fig13", _BASE[2], _over_steps("p90", "baseline", "early", "whole", table=3)),
     Figure("fig14", _DEPTH, _over_steps("token_use", "width_x1of2", "whole")),
     Figure("fig15", _DEPTH, _over_steps("sequence_use", "width_x1of2", "whole")),
     Figure("fig16", _DEPTH, _over_steps("batch_use", "width_x1of2", "whole")),
@@ -195,10 +216,10 @@ _ROWS = (
     Figure("fig28", _WIDTH, _over_steps("batch_use", "width_x1of4", "whole")),
     Figure("fig29", _RATE, _over_steps("token_use", "lr_x1of3", "whole")),
     Figure("fig30", _RATE, _over_steps("sequence_use", "lr_x1of3", "whole")),
-    Figure("fig31", _RATE, _over_steps("batch_use", "lr_x1of3", "whole")),
+    Figure("fig31", _RATE, _over_steps("batch_use", "lr_x1of3", "whole", table=5)),
     Figure("fig32", _RATE, _over_steps("token_use", "lr_x2of3", "whole")),
     Figure("fig33", _RATE, _over_steps("sequence_use", "lr_x2of3", "whole")),
-    Figure("fig34", _RATE, _over_steps("batch_use", "lr_x2of3", "whole")),
+    Figure("fig34", _RATE, _over_steps("batch_use", "lr_x2of3", "whole", table=5)),
 )
 
 FIGURES = {figure.id: figure for figure in _ROWS}

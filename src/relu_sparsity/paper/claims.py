@@ -44,7 +44,7 @@ _ROUNDS = ("round1", "round2")
 CLAIMS = (
     Claim(
         1,
-        "section 3",
+        "section 3, Table 1",
         "Layer 0 uses the fewest of its units per batch.",
         "Batch use at convergence is lower in layer 0 than in every other layer.",
         rules.lowest_first_layer,
@@ -52,7 +52,7 @@ CLAIMS = (
     ),
     Claim(
         2,
-        "section 3",
+        "section 3, Table 1",
         "The last layer uses the most of its units per batch.",
         "Batch use at convergence is higher in the last layer than in every other layer.",
         rules.highest_last_layer,
@@ -69,7 +69,7 @@ CLAIMS = (
     ),
     Claim(
         4,
-        "section 3",
+        "section 3, Table 1",
         "Use per token and use per batch anticorrelate across layers.",
         "Pearson's and Spearman's correlation of the two at convergence are both negative.",
         rules.token_and_batch_anticorrelate,
@@ -78,7 +78,7 @@ CLAIMS = (
     ),
     Claim(
         5,
-        "sections 1, 4.3",
+        "sections 1, 4.3, Table 1",
         "The layers that use the fewest units per token use the most per batch.",
         "The two layers with the lowest token use at convergence are the two with the highest "
         "batch use.",
@@ -87,7 +87,7 @@ CLAIMS = (
     ),
     Claim(
         6,
-        "section 3.1",
+        "section 3.1, Table 2",
         "At initialization, higher layers use fewer of their units.",
         "The share of units on at batch 0 falls from each layer to the next.",
         rules.on_at_start_falls,
@@ -151,7 +151,7 @@ CLAIMS = (
     ),
     Claim(
         13,
-        "section 1",
+        "section 1, Table 2",
         "About 5 % of the units are off at initialization and never turn on.",
         "The share of units off at batch 0 and at the end, averaged over layers, is between 2.5 "
         "and 7.5 %.",
@@ -287,7 +287,7 @@ CLAIMS = (
     ),
     Claim(
         26,
-        "section 2.1, A.1",
+        "section 2.1, Figure 8",
         "Batch use is stable after 7 % of training.",
         "From 7 % of the steps on, the mean over every convergence window's length of steps is "
         "within 5 points of the mean at convergence, in every layer.",

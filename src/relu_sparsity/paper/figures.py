@@ -1,5 +1,6 @@
 """Figures 1-34 and those of your own runs, drawn from the rows of `catalog.figures`."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,17 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from relu_sparsity.files import atomic_write
-from relu_sparsity.paper.catalog import LOSS, MAX_POINTS, METRIC_TITLES, Figure, Panel, figures
+from relu_sparsity.files import write_text
+from relu_sparsity.paper.catalog import (
+    LOSS,
+    MAX_POINTS,
+    METRIC_TITLES,
+    Figure,
+    Panel,
+    figures,
+)
 from relu_sparsity.paper.history import RunHistory, load_runs
+from relu_sparsity.paper.published import published_layers
 
 if TYPE_CHECKING:
     from relu_sparsity.layout import Layout
@@ -38,7 +47,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "relu-sparsity",
 }
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_MODEL_STYLES = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"))
+_LINE_STYLES = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"))
 _FULL_RANGE_METRICS = ("sequence_use", "batch_use")
 
 
@@ -55,7 +64,8 @@ def write_figure(params: "Params", layout: "Layout", figure: str) -> None:
     """Draws one of Figures 1-34, or that of one of your own runs, as SVG.
 
     Lines are means over seeds, bands one standard deviation to either side. Neighbours in a history
-    of more than `MAX_POINTS` measurements are averaged.
+    of more than `MAX_POINTS` measurements are averaged. Hollow marks are the paper's values, where
+    a table has them and the model has as many layers.
 
     Raises:
       UserError: The results of a run are incomplete or malformed.
@@ -69,8 +79,49 @@ def write_figure(params: "Params", layout: "Layout", figure: str) -> None:
 
 def save(canvas: Canvas, path: Path) -> None:
     """Writes a figure as SVG, the same bytes each time."""
-    with atomic_write(path) as temporary:
-        canvas.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "relu-sparsity"})
+    write_text(path, to_svg(canvas))
+
+
+def to_svg(canvas: Canvas) -> str:
+    """A figure as SVG, the same text each time."""
+    file = io.StringIO()
+    canvas.savefig(file, format="svg", metadata={"Date": None, "Creator": "relu-sparsity"})
+    return file.getvalue()
+
+
+def draw_evidence(numbers: dict[str, Any], paper: dict[str, Any]) -> Canvas | None:
+    """A claim's numbers, a small line for each list of measurements; the paper's are hollow.
+
+    Args:
+      numbers: As in claims.json: measurements are floats, what counts or names is not.
+      paper: The paper's, under the same names.
+
+    Returns:
+      The picture; None where no list has three measurements.
+    """
+    lines = {
+        name: values
+        for name, values in numbers.items()
+        if isinstance(values, list) and len(values) > 2 and isinstance(values[0], float)
+    }
+    if not lines:
+        return None
+    canvas = Canvas(figsize=(2.8, 1.4), layout="constrained")
+    axes = canvas.subplots()
+    for (name, values), (color, marker) in zip(lines.items(), _LINE_STYLES, strict=False):
+        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 3.5}
+        axes.plot(values, label=name.replace("_", " "), **style)
+        if len(paper.get(name, [])) == len(values):
+            axes.plot(paper[name], **style, linestyle=":", linewidth=0.8, markerfacecolor="none")
+    # What is not by layer names its runs.
+    names = [run.replace("_", " ") for run in numbers.get("runs", [])]
+    axes.set_xlabel("" if names else "layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if names:
+        axes.set_xticks(range(len(names)), names)
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2, fontsize=6)
+    return canvas
 
 
 def draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params") -> Canvas:
@@ -93,7 +144,7 @@ def draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params
             legend |= dict(zip(labels, handles, strict=True))
     if legend:
         canvas.legend(
-            legend.values(), legend.keys(), loc="outside lower right", ncols=2, fontsize=6
+            legend.values(), legend.keys(), loc="outside lower right", ncols=4, fontsize=6
         )
     return canvas
 
@@ -125,6 +176,7 @@ def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params:
         if len(seeds) > 1:
             _draw_band(axes, steps, values[..., layer], color)
         ends[layer] = mean[-1, layer]
+    _draw_paper(axes, panel, panel.runs[0], len(ends) * [last_step], list(map(layer_color, ends)))
     top = 100 if panel.metric in _FULL_RANGE_METRICS else None
     axes.set_ylim(bottom=0, top=top and 1.03 * top)
     axes.set_xlim(0, max(last_step, 1))
@@ -149,6 +201,15 @@ def average_neighbours(
 def _draw_band(axes: Axes, x: Any, values: Float[np.ndarray, "seeds points"], color: Any) -> None:
     mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
     axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+
+
+def _draw_paper(axes: Axes, panel: Panel, run: str, x: Any, colors: list[Any]) -> None:
+    values = published_layers(panel.table, run, panel.metric) if panel.table else []
+    if len(values) == len(colors):
+        label = f"paper at convergence (Table {panel.table})"
+        axes.scatter(
+            x, values, 14, facecolors="none", edgecolors=colors, label=label, clip_on=False
+        )
 
 
 def _mark_steps(axes: Axes, run: str, params: "Params", end: int) -> None:
@@ -191,9 +252,10 @@ def label_ends(axes: Axes, ends: dict[int, float]) -> None:
         )
     axes.annotate(
         "layer",
-        (1.02, 1.04),
+        (1.1, 0.5),
         xycoords="axes fraction",
-        va="bottom",
+        va="center",
+        rotation=270,
         fontsize=7,
         color="0.3",
         annotation_clip=False,
@@ -206,7 +268,7 @@ def _draw_models(
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     missing = [run for run in panel.runs if run not in runs]
-    for run, (color, marker) in zip(panel.runs, _MODEL_STYLES, strict=True):
+    for run, (color, marker) in zip(panel.runs, _LINE_STYLES, strict=False):
         if run in missing:
             continue
         seeds = list(runs[run].values())
@@ -222,6 +284,7 @@ def _draw_models(
         axes.plot(layers, values.mean(axis=0), color=color, marker=marker, markersize=4, label=size)
         if len(seeds) > 1:
             _draw_band(axes, layers, values, color)
+        _draw_paper(axes, panel, run, layers, len(layers) * [color])
     top = 100 if panel.metric in _FULL_RANGE_METRICS else None
     axes.set_ylim(bottom=0, top=top and 1.03 * top)
     if missing:
@@ -233,7 +296,7 @@ def _draw_models(
 def _draw_losses(axes: Axes, panel: Panel, runs: dict[str, dict[int, RunHistory]]) -> None:
     axes.set_xlabel("training step")
     shown = {run: list(runs[run].values()) for run in panel.runs if run in runs}
-    for (run, seeds), (color, _) in zip(shown.items(), _MODEL_STYLES, strict=False):
+    for (run, seeds), (color, _) in zip(shown.items(), _LINE_STYLES, strict=False):
         values = np.stack([each.eval_loss.mean(axis=1) for each in seeds])
         axes.plot(seeds[0].eval_steps, values.mean(axis=0), color=color, label=run)
         if len(seeds) > 1:

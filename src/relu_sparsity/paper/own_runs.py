@@ -49,7 +49,7 @@ def difference(params: "Params", run: "RunParams") -> str:
     own, base = (each.config.model_dump() for each in (run, params.runs.get("baseline", run)))
     branch = f"{run.intervention} of {run.parent}" if run.parent else ""
     changed = (
-        f"{key} {value}"
+        f"{key} {value:.6}" if isinstance(value, float) else f"{key} {value}"
         for section, values in own.items()
         for key, value in values.items()
         if value != base[section][key]

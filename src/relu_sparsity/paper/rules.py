@@ -68,7 +68,7 @@ def first_layer_collapses(results: Results) -> Finding:
     holds = use[0] <= COLLAPSE * lowest_other and use[0] <= COLLAPSE * start
     return Finding(
         bool(holds),
-        {"layer0": use[0], "layer0_at_start": start, "next_lowest_layer": lowest_other},
+        {"batch_use": use, "layer0_at_start": start, "next_lowest_layer": lowest_other},
     )
 
 
@@ -77,7 +77,8 @@ def token_and_batch_anticorrelate(results: Results) -> Finding:
     if np.ptp(token) == 0 or np.ptp(batch) == 0:
         raise UndecidableError("all layers have the same use, so there is no correlation")
     pearson, spearman = stats.pearsonr(token, batch)[0], rank_correlation(token, batch)
-    return Finding(pearson < 0 and spearman < 0, {"pearson": pearson, "spearman": spearman})
+    evidence = {"token_use": token, "batch_use": batch, "pearson": pearson, "spearman": spearman}
+    return Finding(pearson < 0 and spearman < 0, evidence)
 
 
 def lowest_per_token_are_highest_per_batch(results: Results) -> Finding:
@@ -85,7 +86,12 @@ def lowest_per_token_are_highest_per_batch(results: Results) -> Finding:
     lowest, highest = np.sort(np.argsort(token)[:2]), np.sort(np.argsort(batch)[-2:])
     return Finding(
         bool((lowest == highest).all()),
-        {"lowest_per_token": lowest, "highest_per_batch": highest},
+        {
+            "token_use": token,
+            "batch_use": batch,
+            "lowest_per_token": lowest,
+            "highest_per_batch": highest,
+        },
     )
 
 
@@ -302,9 +308,8 @@ def base_rate_is_best(results: MeasuredResults) -> Finding:
         gains.append(pairs.differences[-1].mean())
         p_values.append(p_differs(pairs.differences[-1]))
         evidence[f"{run}_loss_minus_baseline"] = gains[-1]
-        evidence["pairs"] = pairs.unit
+        evidence |= {f"{run}_p": p_values[-1], "pairs": pairs.unit}
     significant = holm(p_values, results.alpha)
-    evidence["p"] = p_values
     better = [
         run
         for run, gain, sure in zip(others, gains, significant, strict=True)

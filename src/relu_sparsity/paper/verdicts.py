@@ -56,7 +56,7 @@ def decide_claims(results: MeasuredResults) -> list[Decision]:
 
 
 def write_claims(params: "Params", layout: "Layout") -> None:
-    """Decides all claims and writes claims.json, claims.md and claims.rst.
+    """Decides all claims and writes claims.json and claims.md.
 
     Raises:
       UserError: The results of a run or a mask are incomplete or malformed.
@@ -66,7 +66,6 @@ def write_claims(params: "Params", layout: "Layout") -> None:
     texts = {
         "json": to_json(claims_json(decisions, params.scale)),
         "md": claims_markdown(decisions, params.scale, params.claims.purpose),
-        "rst": claims_rst(decisions, params.claims.purpose),
     }
     for path in layout.claims:
         write_text(path, texts[path.suffix.removeprefix(".")])
@@ -82,6 +81,7 @@ def claims_json(decisions: list[Decision], scale: str) -> dict[str, Any]:
     """All that is known about the claims, for programs."""
     return {
         "scale": scale,
+        "summary": _summary(decisions),
         "counts": count_verdicts(decisions),
         "claims": [
             {
@@ -128,30 +128,6 @@ def claims_markdown(decisions: list[Decision], scale: str, purpose: str = "") ->
                 lines += ["", f"*{name}.* {numbers_text(numbers)}."]
         if claim.remark:
             lines += ["", claim.remark]
-    return "\n".join(lines) + "\n"
-
-
-def claims_rst(decisions: list[Decision], purpose: str = "") -> str:
-    """The claims as a reStructuredText table, the first page of the report."""
-    lines = [
-        *([_escape_rst(purpose), ""] if purpose else []),
-        _summary(decisions),
-        "",
-        ".. list-table::",
-        "   :header-rows: 1",
-        "   :widths: 4 30 12 27 27",
-        "",
-    ]
-    rows = [("", "Claim", "Verdict", "Numbers", "Rule")]
-    for each in decisions:
-        claim = each.claim
-        numbers = ". ".join(filter(None, (each.reason, numbers_text(each.evidence))))
-        statement = f"{claim.statement} ({claim.source})"
-        verdict = f"{each.verdict} {each.scope}".strip()
-        rows.append((str(claim.number), statement, verdict, numbers, claim.rule))
-    for row in rows:
-        cells = [f"- {_escape_rst(cell)}".rstrip() for cell in row]
-        lines += [f"   * {cells[0]}", *(f"     {cell}" for cell in cells[1:])]
     return "\n".join(lines) + "\n"
 
 
@@ -263,17 +239,16 @@ def _plain(value: Any) -> Any:
 
 
 def numbers_text(evidence: dict[str, Any]) -> str:
-    return "; ".join(f"{key}: {_text(value)}" for key, value in evidence.items())
+    """Numbers by name, in words."""
+    return "; ".join(
+        f"{name.replace('_', ' ')}: {_text(value)}" for name, value in evidence.items()
+    )
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _escape_rst(text: str) -> str:
-    return "".join(f"\\{each}" if each in "\\*`_|" else each for each in text)
 
 
 def write_summary(params: "Params", layout: "Layout") -> None:
