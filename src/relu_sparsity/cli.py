@@ -15,6 +15,7 @@ from relu_sparsity.errors import (
     TryAgain,
     UserError,
 )
+from relu_sparsity.files import to_json
 from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent
 from relu_sparsity.options import load as _load
 from relu_sparsity.sharing import accept, adopt, compare, publish, verify
@@ -69,8 +70,19 @@ def show_params(
     params_file: ParamsFile = DEFAULT_PARAMS,
     run: Annotated[str | None, typer.Option(help="Only this run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")
+    ] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print what every key means instead, as Markdown.")
+    ] = False,
 ) -> None:
     """Check params.yaml and print it resolved, run by run."""
+    if schema or reference:
+        from relu_sparsity import reference as told
+
+        print(to_json(told.schema()) if schema else "\n".join(told.reference()), end="")
+        return
     params, _ = _load(params_file, scale)
     runs = [params.run(run)] if run else list(params.runs.values())
     resolved = {each.name: each.model_dump(mode="json", exclude={"name"}) for each in runs}
