@@ -1,9 +1,12 @@
 """The command line. Every rule of the workflow calls it, and a user can too."""
 
+import contextlib
 import json
 import logging
+import platform
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,11 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
 log = logging.getLogger(__name__)
+# Beside those that decide numbers.
+_SHOWN_PACKAGES = (
+    "orbax-checkpoint", "libtpu", "jax-cuda13-plugin", "tensorflow-datasets", "snakemake", "dvc",
+)  # fmt: skip
 app = typer.Typer(
     help="Reproduces 'Uncovering Layer-Dependent Activation Sparsity Patterns in ReLU "
     "Transformers'. Snakemake calls these commands in the right order: run 'make reproduce'.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -62,6 +68,34 @@ ProcessId = Annotated[
 HeartbeatTimeout = Annotated[
     int, typer.Option(min=5, help="Seconds after which a silent process ends the others.")
 ]
+
+
+def _show_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    from relu_sparsity.fingerprint import PACKAGES
+
+    print(f"relu-sparsity {metadata.version('relu-sparsity')}")
+    print(f"Python {platform.python_version()} on {platform.platform()}")
+    for name in (*PACKAGES, *_SHOWN_PACKAGES):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            print(f"{name} {metadata.version(name)}")
+    raise typer.Exit()
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_versions,
+            is_eager=True,
+            help="Show the versions of this, and of the packages that matter.",
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("params")
@@ -101,6 +135,9 @@ def plan(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Also what 'snakemake sensitivity' would run.")
     ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Only how much would run, and how long it takes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what would run, why, and what it would cost. Nothing is deleted or started."""
@@ -110,7 +147,7 @@ def plan(
     if as_json:
         print(json.dumps(planned.as_json(), indent=1))
         return
-    print(*planned.lines(), sep="\n")
+    print(*(planned.summary() if summary else planned.lines()), sep="\n")
 
 
 @app.command()
