@@ -11,7 +11,7 @@ import pytest
 from relu_sparsity import status
 from relu_sparsity.layout import Layout
 from relu_sparsity.params_file import load_params
-from relu_sparsity.runs import resolve
+from relu_sparsity.runs import removed_results, resolve
 from relu_sparsity.tpu.slice_job import SliceJob
 
 KNOWN = {
@@ -123,3 +123,11 @@ def test_a_model_that_has_learned_no_more_than_unigrams_is_pointed_out(store, lo
         if line.startswith("baseline")
     ]  # fmt: skip
     assert f"{told}  " in line
+
+
+def test_results_of_a_run_that_is_gone_are_named(tmp_path):
+    layout = Layout("smoke", root=tmp_path)
+    for run, seed in (("baseline", 0), ("baseline", 9), ("no_longer", 0)):
+        layout.run(run, seed).mkdir(parents=True)
+    removed = removed_results(load_params(Path("params.yaml"), "smoke"), layout)
+    assert removed == [layout.run("baseline", 9), layout.run("no_longer", 0)]

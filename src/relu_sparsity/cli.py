@@ -21,7 +21,7 @@ from relu_sparsity.errors import (
 from relu_sparsity.files import to_json
 from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent
 from relu_sparsity.options import load as _load
-from relu_sparsity.sharing import accept, adopt, compare, publish, verify
+from relu_sparsity.sharing import accept, adopt, compare, publish, tidy, verify
 from relu_sparsity.tpu.commands import tpu
 from relu_sparsity.training.process import OtherProcesses, training_process
 
@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 app.add_typer(tpu, name="tpu")
-for command in (adopt, accept, publish, verify, compare):
+for command in (adopt, accept, publish, verify, compare, tidy):
     app.command()(command)
 
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads to use. [default: all]")]
@@ -160,17 +160,21 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell how far every run is: step, loss, tokens/s, MFU, time left, where it runs."""
-    from relu_sparsity import status
+    from relu_sparsity import runs, status
 
-    params, _ = _load(params_file, scale)
+    params, layout = _load(params_file, scale)
     while True:
         found = status.all_status(params)
+        removed = list(map(str, runs.removed_results(params, layout)))
         if as_json:
-            print(json.dumps({"scale": params.scale, "runs": status.as_json(found)}, indent=1))
+            told = {"scale": params.scale, "runs": status.as_json(found), "removed": removed}
+            print(json.dumps(told, indent=1))
         else:
             if watch is not None:
                 print("\033[2J\033[H", end="")
             print(*status.as_lines(found), sep="\n", flush=True)
+            if removed:
+                print("params.yaml no longer has, see 'relu-sparsity tidy':", *removed)
         if watch is None:
             return
         time.sleep(watch)
