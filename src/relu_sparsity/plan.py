@@ -54,8 +54,8 @@ class Speed:
 
     def __str__(self) -> str:
         if not self.measured_runs:
-            return "params.yaml's, not measured"
-        return f"measured on {self.measured_runs} runs in the store"
+            return "params.yaml's speed, not measured"
+        return f"speed measured on {self.measured_runs} runs in the store"
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,8 @@ class Plan:
             f"Scale {self.scale}: {len(self.jobs)} jobs would run; {training} of them train, "
             f"{total.steps:,} steps in all."
         )
-        yield (
-            f"About {duration(seconds)} of training, one run after the other (the speed is "
-            f"{self.speed}); starting, compiling and drawing come on top."
-        )
+        yield f"About {duration(seconds)} of training, one run after the other ({self.speed});"
+        yield "starting, compiling and drawing come on top."
 
     def as_json(self) -> dict[str, Any]:
         """As values that JSON knows."""
