@@ -43,5 +43,6 @@ def commands():
     command = get_command(cli.app)
     context = command.context_class(command, info_name="relu-sparsity")
     text = get_docs_for_click(obj=command, ctx=context, name="relu-sparsity")
+    text = text.removeprefix("# `relu-sparsity`\n\n")
     # The list of commands cuts their texts off, and the page has a table of contents.
     return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
