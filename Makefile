@@ -7,6 +7,8 @@
 # make tpu-check           do the paper's models fit its TPU slice? Needs no TPU (minutes)
 # make tpu-check TOPOLOGY=v5e:4x8
 # make tpu-infer           what the paper's memory and clock say of its d_model (minutes)
+# make docs                the documentation, to site/ (needs no network)
+# make docs-serve          the same at http://localhost:8000, made again at each change
 # make setup               only the environment
 PYTHON ?= python3
 SCALE ?= smoke
@@ -19,7 +21,7 @@ BIN := $(VENV)/bin
 
 LIBTPU := $(VENV)/libtpu
 
-.PHONY: setup reproduce publish test chaos bench tpu-check tpu-infer lint lock help
+.PHONY: setup reproduce publish test chaos bench tpu-check tpu-infer docs docs-serve lint lock help
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +38,8 @@ $(VENV)/.complete: requirements.txt pyproject.toml
 	@touch $@
 
 reproduce: setup
+	@$(BIN)/relu-sparsity plan --scale $(SCALE) --summary
+	@echo
 	$(BIN)/snakemake --cores $(CORES) --quiet reason --config scale=$(SCALE)
 	@echo
 	@echo "Report:  results/$(SCALE)/report.html   (open it in a browser)"
@@ -72,6 +76,13 @@ tpu-infer: $(LIBTPU)/.complete
 
 tpu-check: $(LIBTPU)/.complete
 	PYTHONPATH=$(LIBTPU) $(BIN)/relu-sparsity tpu check --scale tpu --topology $(TOPOLOGY)
+
+# Material tells every time that MkDocs 2 is to come.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --watch src --watch published
 
 lint: setup
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import pytest
 from relu_sparsity import status
 from relu_sparsity.layout import Layout
 from relu_sparsity.params_file import load_params
-from relu_sparsity.runs import resolve
+from relu_sparsity.runs import removed_results, resolve
 from relu_sparsity.tpu.slice_job import SliceJob
 
 KNOWN = {
@@ -163,3 +163,11 @@ def test_watched_elsewhere_it_is_shown_once(store, options):
         assert json.loads(done.stdout)["runs"][0]["step"] == 120
     else:
         assert done.stdout.count("120 of 800") == 1
+
+
+def test_results_of_a_run_that_is_gone_are_named(tmp_path):
+    layout = Layout("smoke", root=tmp_path)
+    for run, seed in (("baseline", 0), ("baseline", 9), ("no_longer", 0)):
+        layout.run(run, seed).mkdir(parents=True)
+    removed = removed_results(load_params(Path("params.yaml"), "smoke"), layout)
+    assert removed == [layout.run("baseline", 9), layout.run("no_longer", 0)]

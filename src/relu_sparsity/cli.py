@@ -1,8 +1,11 @@
 """The command line. Every rule of the workflow calls it, and a user can too."""
 
+import contextlib
 import json
 import logging
+import platform
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +17,10 @@ from relu_sparsity.errors import (
     TryAgain,
     UserError,
 )
+from relu_sparsity.files import to_json
 from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent
 from relu_sparsity.options import load as _load
-from relu_sparsity.sharing import accept, adopt, compare, publish, verify
+from relu_sparsity.sharing import accept, adopt, compare, publish, tidy, verify
 from relu_sparsity.tpu.commands import tpu
 from relu_sparsity.training.process import OtherProcesses, training_process
 
@@ -24,16 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
 log = logging.getLogger(__name__)
+# Beside those that decide numbers.
+_SHOWN_PACKAGES = (
+    "orbax-checkpoint", "libtpu", "jax-cuda13-plugin", "tensorflow-datasets", "snakemake", "dvc",
+)  # fmt: skip
 app = typer.Typer(
     help="Reproduces 'Uncovering Layer-Dependent Activation Sparsity Patterns in ReLU "
     "Transformers'. Snakemake calls these commands in the right order: run 'make reproduce'.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 app.add_typer(tpu, name="tpu")
-for command in (adopt, accept, publish, verify, compare):
+for command in (adopt, accept, publish, verify, compare, tidy):
     app.command()(command)
 
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads to use. [default: all]")]
@@ -68,14 +75,53 @@ HangTimeout = Annotated[
 ]
 
 
+def _show_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    from relu_sparsity.fingerprint import PACKAGES
+
+    print(f"relu-sparsity {metadata.version('relu-sparsity')}")
+    print(f"Python {platform.python_version()} on {platform.platform()}")
+    for name in (*PACKAGES, *_SHOWN_PACKAGES):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            print(f"{name} {metadata.version(name)}")
+    raise typer.Exit()
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_versions,
+            is_eager=True,
+            help="Show the versions of this, and of the packages that matter.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command("params")
 def show_params(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
     run: Annotated[str | None, typer.Option(help="Only this run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")
+    ] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print what every key means instead, as Markdown.")
+    ] = False,
 ) -> None:
     """Check params.yaml and print it resolved, run by run."""
+    if schema or reference:
+        from relu_sparsity import reference as told
+
+        print(to_json(told.schema()) if schema else "\n".join(told.reference()), end="")
+        return
     params, _ = _load(params_file, scale)
     runs = [params.run(run)] if run else list(params.runs.values())
     resolved = {each.name: each.model_dump(mode="json", exclude={"name"}) for each in runs}
@@ -94,6 +140,9 @@ def plan(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Also what 'snakemake sensitivity' would run.")
     ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Only how much would run, and how long it takes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what would run, why, and what it would cost. Nothing is deleted or started."""
@@ -106,12 +155,10 @@ def plan(
     profile = Path("workflow/profiles") / params.scale / "slices.yaml"
     slices = load_slice_params(profile) if profile.exists() else None
     if as_json:
-        told = planned.as_json()
-        print(
-            json.dumps(told | {"slices": slices and usage.planned_json(planned, slices)}, indent=1)
-        )
+        on_slices = slices and usage.planned_json(planned, slices)
+        print(json.dumps(planned.as_json() | {"slices": on_slices}, indent=1))
         return
-    print(*planned.lines(), sep="\n")
+    print(*(planned.summary() if summary else planned.lines()), sep="\n")
     if slices is not None:
         print(*usage.planned_lines(planned, slices), sep="\n")
 
@@ -127,19 +174,23 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell how far every run is: step, loss, tokens/s, MFU, time left, where it runs."""
-    from relu_sparsity import status
+    from relu_sparsity import runs, status
 
-    params, _ = _load(params_file, scale)
+    params, layout = _load(params_file, scale)
     if watch and not as_json and sys.stdout.isatty():
         status.watch(params, every)
         return
     if watch:
         log.warning("--watch wants a terminal, and no --json: this is how far the runs are now")
     found = status.all_status(params)
+    removed = list(map(str, runs.removed_results(params, layout)))
     if as_json:
-        print(json.dumps({"scale": params.scale, "runs": status.as_json(found)}, indent=1))
-    else:
-        print(*status.as_lines(found), sep="\n")
+        told = {"scale": params.scale, "runs": status.as_json(found), "removed": removed}
+        print(json.dumps(told, indent=1))
+        return
+    print(*status.as_lines(found), sep="\n")
+    if removed:
+        print("params.yaml no longer has, see 'relu-sparsity tidy':", *removed)
 
 
 @app.command()

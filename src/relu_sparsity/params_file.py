@@ -29,17 +29,17 @@ from relu_sparsity.params import (
 from relu_sparsity.schema import Section, read_yaml, told
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_FACTOR = re.compile(r"x\s*(\d+(?:\.\d+)?)(?:/([1-9]\d*))?")
+FACTOR = r"x\s*(\d+(?:\.\d+)?)(?:/([1-9]\d*))?"
 _SECTIONS = tuple(RunConfig.model_fields)
-_RUN_KEYS = ("seeds", "parent", "intervention")
+_OF_RUNS = ("seeds", "parent", "intervention")
 # All runs of a scale read the same text: the arms of a comparison see the same batches.
-_BRANCH_SECTIONS = (
+BRANCH_KEYS = (
     *(name for name in _SECTIONS if name not in ("data", "tokenizer")),
-    *_RUN_KEYS,
+    *_OF_RUNS,
 )
-_RUN_SECTIONS = tuple(key for key in _BRANCH_SECTIONS if key not in ("parent", "intervention"))
-_TOP_KEYS = ("scale", "defaults", "scales", "runs", "branches", "sensitivity")
-_SCALE_SECTIONS = (*_SECTIONS, "resources", "claims", "pruning")
+RUN_KEYS = tuple(key for key in BRANCH_KEYS if key not in ("parent", "intervention"))
+TOP_KEYS = ("scale", "defaults", "scales", "runs", "branches", "sensitivity")
+SCALE_SECTIONS = (*_SECTIONS, "resources", "claims", "pruning")
 
 
 class _Tree:
@@ -56,7 +56,7 @@ class _Tree:
         for key, section in (layer or {}).items():
             if key not in allowed:
                 raise _error(self.path, f"{origin}.{key}", "is no known key", allowed)
-            if key in _RUN_KEYS:
+            if key in _OF_RUNS:
                 self.values[key] = section
                 self.origins[(key,)] = f"{origin}.{key}"
                 continue
@@ -69,7 +69,7 @@ class _Tree:
         return self
 
     def _scaled(self, base: Any, value: Any, origin: str) -> Any:
-        match = _FACTOR.fullmatch(value) if isinstance(value, str) else None
+        match = re.fullmatch(FACTOR, value) if isinstance(value, str) else None
         if match is None:
             return value
         if not isinstance(base, int | float) or isinstance(base, bool):
@@ -109,7 +109,7 @@ class _Tree:
         section = (RunConfig.model_fields | Params.model_fields).get(place)
         known = getattr(section and section.annotation, "model_fields", ())
         location, text = told(error, known)
-        head = tuple(location[:2]) if location[0] not in _RUN_KEYS else (location[0],)
+        head = tuple(location[:2]) if location[0] not in _OF_RUNS else (location[0],)
         origin = self.origins.get(head, ".".join(["defaults", *head]))
         return f"{self.path}: {'.'.join([origin, *location[len(head) :]])}: {text}"
 
@@ -140,10 +140,10 @@ def load_params(path: Path = Path("params.yaml"), scale: str | None = None) -> P
 def parse_params(document: Any, path: Path, scale: str | None = None) -> Params:
     """Like `load_params`, for what the file at `path` holds."""
     if not isinstance(document, Mapping):
-        raise UserError(f"{path}: allowed: a mapping with the keys {', '.join(_TOP_KEYS)}")
+        raise UserError(f"{path}: allowed: a mapping with the keys {', '.join(TOP_KEYS)}")
     for key in document:
-        if key not in _TOP_KEYS:
-            raise _error(path, str(key), "is no known key", _TOP_KEYS)
+        if key not in TOP_KEYS:
+            raise _error(path, str(key), "is no known key", TOP_KEYS)
     for key in ("scales", "runs", "branches", "sensitivity"):
         _require_mapping(path, key, document.get(key))
         if not document.get(key) and key in ("scales", "runs"):
@@ -168,9 +168,9 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
     own_runs = (layer or {}).get("runs") or {}
     _require_mapping(path, f"scales.{scale}.runs", own_runs)
     tree = _Tree(path)
-    tree.merge(document.get("defaults"), "defaults", _SCALE_SECTIONS)
+    tree.merge(document.get("defaults"), "defaults", SCALE_SECTIONS)
     sections = {key: value for key, value in (layer or {}).items() if key != "runs"}
-    tree.merge(sections, f"scales.{scale}", (*_SCALE_SECTIONS, "seeds", "runs"))
+    tree.merge(sections, f"scales.{scale}", (*SCALE_SECTIONS, "seeds", "runs"))
     groups = {key: document.get(key) or {} for key in ("runs", "branches", "sensitivity")}
     declared: dict[str, Any] = {}
     group_of: dict[str, str] = {}
@@ -190,13 +190,13 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
     for name, run_layer in declared.items():
         run_tree = tree.copy()
         group = group_of[name]
-        keys = _BRANCH_SECTIONS if group == "branches" else _RUN_SECTIONS
+        keys = BRANCH_KEYS if group == "branches" else RUN_KEYS
         origin = f"{group}.{name}"
         if group == "sensitivity":
             # One seed, unless it says otherwise: there are many choices.
             run_tree.values.pop("seeds", None)
         run_tree.merge(run_layer, origin, keys)
-        run_tree.merge(own_runs.get(name), f"scales.{scale}.runs.{name}", _RUN_SECTIONS)
+        run_tree.merge(own_runs.get(name), f"scales.{scale}.runs.{name}", RUN_KEYS)
         if run_tree.values.get("intervention") == "used_widths":
             # Its parent decides them, and is not trained yet.
             run_tree.values["model"]["mlp_dim"] = None
@@ -213,7 +213,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
                 name=name,
                 config=config,
                 sensitivity=group == "sensitivity",
-                **{key: run_tree.values[key] for key in _RUN_KEYS if key in run_tree.values},
+                **{key: run_tree.values[key] for key in _OF_RUNS if key in run_tree.values},
             )
         except ValidationError as error:
             raise UserError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from relu_sparsity.durations import duration
 from relu_sparsity.flops import described_flops_per_token, training_flops
 from relu_sparsity.jobs import Job, job_table
 from relu_sparsity.layout import Layout, store_root
@@ -50,6 +51,11 @@ class Speed:
 
     flops_per_device: float
     measured_runs: int
+
+    def __str__(self) -> str:
+        if not self.measured_runs:
+            return "params.yaml's speed, not measured"
+        return f"speed measured on {self.measured_runs} runs in the store"
 
 
 @dataclass(frozen=True)
@@ -106,15 +112,27 @@ class Plan:
             yield ""
             yield _counted(jobs)
             yield from (f"  why: {reason}" for reason in reasons)
-        speed = self.speed
-        runs = speed.measured_runs
-        basis = f"measured on {runs} runs in the store" if runs else "params.yaml's, not measured"
         yield ""
         yield f"In all {self.total()}"
         yield (
-            f"at {speed.flops_per_device:.2g} FLOP/s per device ({basis}), {self.num_devices} "
-            "device(s) per run."
+            f"at {self.speed.flops_per_device:.2g} FLOP/s per device ({self.speed}), "
+            f"{self.num_devices} device(s) per run."
         )
+
+    def summary(self) -> Iterator[str]:
+        """How much it is, and how long it takes."""
+        if not self.jobs:
+            yield from self.lines()
+            return
+        training = sum(job.cost is not None for job in self.jobs)
+        total = self.total()
+        seconds = 3600 * total.device_hours / self.num_devices
+        yield (
+            f"Scale {self.scale}: {len(self.jobs)} jobs would run; {training} of them train, "
+            f"{total.steps:,} steps in all."
+        )
+        yield f"About {duration(seconds)} of training, one run after the other ({self.speed});"
+        yield "starting, compiling and drawing come on top."
 
     def as_json(self) -> dict[str, Any]:
         """As values that JSON knows."""

@@ -114,6 +114,12 @@ def resolve_all(params: Params, layout: Layout) -> list[Run]:
     return [_resolve(params, layout, table, name, seed) for name, seed in params.jobs()]
 
 
+def removed_results(params: Params, layout: Layout) -> list[Path]:
+    """The result folders of runs and seeds that the parameters do not have."""
+    known = {layout.run(name, seed) for name, seed in params.jobs()}
+    return sorted({path for path in layout.results.glob("runs/*/seed*") if path.is_dir()} - known)
+
+
 def _resolve(params: Params, layout: Layout, table: dict[str, Job], name: str, seed: int) -> Run:
     chosen = params.runs[name]
     of_run = f"{name}/seed{seed}"

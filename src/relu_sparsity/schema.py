@@ -14,7 +14,13 @@ class Section(BaseModel):
     """A section of a parameter file: immutable, and every key is known."""
 
     # Strict: "6" is no number, and neither is true.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
 
 
 def read_yaml(path: Path) -> Any:

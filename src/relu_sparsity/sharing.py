@@ -1,4 +1,4 @@
-"""The commands with which results are taken over, kept, published and compared."""
+"""The commands with which results are taken over, kept, published, compared and freed."""
 
 import json
 import logging
@@ -98,3 +98,41 @@ def compare(
 
     for path in write_comparison(Path(), first, second, output, scale):
         log.info("wrote %s", path)
+
+
+def tidy(
+    scale: Scale = None,
+    params_file: ParamsFile = DEFAULT_PARAMS,
+    run: Annotated[
+        list[str] | None, typer.Option(help="Only this run; can be given again.")
+    ] = None,
+    free: Annotated[
+        bool, typer.Option("--free", help="Delete what is stale or removed, after a question.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what the store holds: what is current, stale, or no longer in params.yaml; free it.
+
+    Stale runs are those of other parameters, code or packages: another commit may want them. What
+    is current, or being trained, is never deleted.
+    """
+    from relu_sparsity import tidy
+
+    params, layout = load(params_file, scale)
+    found = [each for each in tidy.entries(params, layout) if not run or each.run in run]
+    others = tidy.others(params.scale)
+    if not as_json:
+        print(*tidy.as_lines(found, others), sep="\n")
+    chosen = [each for each in found if free and each.state != "current"]
+    if chosen and not yes:
+        size = tidy.shown(sum(each.size for each in chosen))
+        typer.confirm(f"Delete {len(chosen)} folders, {size}?", abort=True, err=True)
+    kept: dict[str, str] = {}
+    for each, why in tidy.free(chosen):
+        kept |= {str(each.folder): why} if why else {}
+        log.info("%s: %s", each.folder, why or "deleted")
+    if as_json:
+        told = {"scale": params.scale, "folders": [each.as_json() for each in found]}
+        deleted = [str(each.folder) for each in chosen if str(each.folder) not in kept]
+        print(json.dumps(told | {"others": others, "deleted": deleted, "kept": kept}, indent=1))

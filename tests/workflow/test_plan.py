@@ -29,6 +29,7 @@ def files(project):
 def test_a_finished_project_has_no_plan(project):
     assert plan(project)["jobs"] == []
     assert "nothing would run" in project.run("relu_sparsity.cli", "plan")
+    assert "nothing would run" in project.run("relu_sparsity.cli", "plan", "--summary")
 
 
 def test_names_the_parameter_and_just_the_jobs_that_snakemake_would_run(project):
@@ -49,6 +50,9 @@ def test_names_the_parameter_and_just_the_jobs_that_snakemake_would_run(project)
     by_snakemake = project.planned()
     assert by_rule == {rule: by_snakemake[rule] for rule in by_rule}
     assert set(by_snakemake) - set(by_rule) == {"all"}
+    what, how_long, _ = project.run("relu_sparsity.cli", "plan", "--summary").splitlines()
+    assert what == f"Scale smoke: {len(planned)} jobs would run; 1 of them train, 24 steps in all."
+    assert "measured on 12 runs" in how_long
     total = plan(project)["total"]
     assert total["steps"] == 24
     assert total["device_hours"] > 0
