@@ -37,7 +37,11 @@ MlpDim = Annotated[int | tuple[int, ...] | None, PlainValidator(_widths)]
 
 
 class DataParams(Section):
-    """Where the text comes from (the paper: C4)."""
+    """Where the text comes from (the paper: C4).
+
+    `read_threads` of each process read and tokenize documents ahead of the training step: for text
+    in a bucket. They change no batch, so neither fingerprints nor results tell of them.
+    """
 
     source: Literal["docs", "tfds", "text"] = "docs"
     packages: Strings = ("numpy",)
@@ -46,6 +50,7 @@ class DataParams(Section):
     files: Strings = ()
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     num_shards: PositiveInt = 1
+    read_threads: NonNegativeInt = Field(default=0, exclude=True)
 
     @model_validator(mode="after")
     def _source_is_given(self) -> Self:

@@ -162,6 +162,13 @@ class TestDocs:
         with pytest.raises(IndexError):
             train_documents[len(everything)]
 
+    def test_reading_ahead_keeps_the_order(
+        self, docs_params: DataParams, docs_folder: Path, train_documents: Documents
+    ):
+        ahead = docs_params.model_copy(update={"read_threads": 3})
+        assert [*sources.documents(ahead, docs_folder, "train")] == [*train_documents]
+        assert sources.identity(ahead) == sources.identity(docs_params)
+
     def test_a_finished_folder_is_used_again(self, docs_params: DataParams, docs_folder: Path):
         before = {path: path.stat().st_mtime_ns for path in docs_folder.rglob("*")}
         assert sources.prepare(docs_params, docs_folder.parent) == docs_folder

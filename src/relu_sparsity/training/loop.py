@@ -165,6 +165,7 @@ class _Training:
             seed=job.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            read_threads=config.data.read_threads,
         )
         self._kept_units = jax.device_put(self._masks(), self._replicated)
         every = config.metrics.metrics_every_steps
@@ -183,6 +184,7 @@ class _Training:
             seq_len=training.seq_len,
             num_sequences=training.eval_sequences,
             batch_size=training.global_batch_size,
+            read_threads=self._job.config.data.read_threads,
         )
 
     def _masks(self) -> list[KeptUnits] | None:
