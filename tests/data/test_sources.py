@@ -281,6 +281,27 @@ class TestTfds:
         assert [path.name for path in folder.iterdir()] == ["source.json"]
         assert sorted(sources.documents(c4, folder, "train")) == sorted(TEXTS[:20])
 
+    @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+    def test_what_an_older_tfds_stored(self, c4: DataParams, tmp_path: Path, file_format: str):
+        stored = tmp_path / "tfds" / "c4" / "en" / "3.1.0"
+        if file_format == "tfrecord":
+            as_tfrecord(stored)
+        info = json.loads((stored / "dataset_info.json").read_text())
+        for key in ("configName", "configDescription", "moduleName"):
+            info.pop(key, None)
+        (stored / "dataset_info.json").write_text(json.dumps(info))
+        folder = sources.prepare(c4, tmp_path / "root")
+        assert json.loads((folder / "source.json").read_text())["name"] == "c4/en"
+        assert sorted(sources.documents(c4, folder, "train")) == sorted(TEXTS[:20])
+
+    def test_a_folder_relative_to_the_working_folder(
+        self, c4: DataParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        relative = c4.model_copy(update={"data_dir": "./tfds/"})
+        folder = sources.prepare(relative, tmp_path / "root")
+        assert len(sources.documents(relative, folder, "heldout")) == 10
+
     def test_damaged_tfrecord(self, c4: DataParams, tmp_path: Path):
         stored = tmp_path / "tfds" / "c4" / "en" / "3.1.0"
         as_tfrecord(stored)
