@@ -110,7 +110,7 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell how far every run is: step, loss, tokens/s, MFU, time left, where it runs."""
+    """Tell how far every run is: step, loss, tokens/s, input, MFU, time left, where it runs."""
     from relu_sparsity import status
 
     params, _ = _load(params_file, scale)
