@@ -2,7 +2,7 @@
 # make reproduce SCALE=mini
 # make publish SCALE=mini  its small results to published/mini, for Git
 # make test                the tests
-# make bench               how fast steps and whole jobs are (10 minutes)
+# make bench               how fast steps, whole jobs and the input are (10 minutes)
 # make chaos FAULTS=30     a run on slices through as many faults (half an hour; needs no cloud)
 # make tpu-check           do the paper's models fit its TPU slice? Needs no TPU (minutes)
 # make tpu-check TOPOLOGY=v5e:4x8
@@ -59,10 +59,12 @@ chaos: setup
 bench: setup
 	$(BIN)/python bench/bench.py
 	$(BIN)/python bench/jobs.py
+	$(BIN)/python bench/input.py
 	$(BIN)/python bench/bench.py --growth > /dev/null
 	@echo
 	@echo "Table:   results/bench/bench.md"
 	@echo "Jobs:    results/bench/jobs.md"
+	@echo "Input:   results/bench/input.md"
 	@echo "Growth:  results/bench/growth.svg"
 
 # In a folder of its own: JAX finds it there when asked to, and starts faster without it.

@@ -1,7 +1,7 @@
 """A small Google Cloud Storage on this machine, for tests of `gs://` paths.
 
-Speaks the parts of the JSON API that gcsfs, TensorStore and plain HTTP clients use, with
-generations, preconditions and atomic moves as the real service has them; objects are kept in
+Speaks the parts of the JSON API that gcsfs, TensorStore, ArrayRecord and plain HTTP clients use,
+with generations, preconditions and atomic moves as the real service has them; objects are kept in
 memory. `python tests/gcs_emulator.py FOLDER` prints the variables to export and serves.
 """
 
@@ -68,6 +68,7 @@ class GcsEmulator:
         self.environment = {
             "STORAGE_EMULATOR_HOST": url,  # gcsfs
             "TENSORSTORE_GCS_HTTP_URL": url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # ArrayRecord
             "FSSPEC_GCS_TOKEN": "anon",
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "testing",  # TensorStore
             # Else gcsfs asks for the bucket's kind by gRPC with TLS: a minute for every path.

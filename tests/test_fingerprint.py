@@ -57,6 +57,7 @@ EVERY_RUN = {name.split("/")[1] for name, job in table().items() if job.rule == 
         ("scales.smoke.tokenizer.vocab_size", 512, EVERY_RUN),
         ("scales.smoke.training.checkpoint_every_steps", 7, set()),
         ("scales.smoke.training.log_every_steps", 7, set()),
+        ("scales.smoke.data.read_threads", 8, set()),
         ("scales.smoke.training.tensorboard", True, set()),
         ("scales.smoke.metrics.convergence_window", 50, set()),
         ("scales.smoke.metrics.early_steps", 50, set()),

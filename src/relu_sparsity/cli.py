@@ -173,7 +173,7 @@ def status(
     every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="With --watch.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell how far every run is: step, loss, tokens/s, MFU, time left, where it runs."""
+    """Tell how far every run is: step, loss, tokens/s, input, MFU, time left, where it runs."""
     from relu_sparsity import runs, status
 
     params, layout = _load(params_file, scale)

@@ -40,6 +40,8 @@ class RunStatus:
       heldout_loss: The newest held-out loss, in nats.
       unigram_loss: The held-out loss of how often each token occurs, in nats.
       tokens_per_second: Over the last steps, by all devices together.
+      input_share: The share of the last steps' time in which the first host's devices waited for
+        input.
       mfu: Model FLOP/s as a fraction of the devices' peak; None where the peak is not known.
       seconds_left: Until the end, at this speed.
       where: Host, SLURM job or slice, and devices.
@@ -57,6 +59,7 @@ class RunStatus:
     heldout_loss: float | None = None
     unigram_loss: float | None = None
     tokens_per_second: float | None = None
+    input_share: float | None = None
     mfu: float | None = None
     seconds_left: float | None = None
     where: str = ""
@@ -119,7 +122,7 @@ def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
     run, seed, store = resolved.name, resolved.seed, resolved.store
     num_steps = resolved.config.training.num_steps
     known = json.loads(store.progress.read_text()) if store.progress.exists() else {}
-    shown = ("loss", "heldout_loss", "unigram_loss", "tokens_per_second", "mfu")
+    shown = ("loss", "heldout_loss", "unigram_loss", "tokens_per_second", "input_share", "mfu")
     told: dict[str, Any] = {key: known.get(key) for key in shown}
     where = _where(known)
     if store.is_finished():
@@ -193,6 +196,7 @@ def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
         "loss",
         "held-out",
         "tokens/s",
+        "waits for input",
         "MFU",
         "left",
         "heard",
@@ -207,6 +211,7 @@ def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
             "" if each.loss is None else f"{each.loss:.4f}",
             _heldout(each),
             "" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}",
+            "" if each.input_share is None else f"{each.input_share:.0%}",
             "" if each.mfu is None else f"{each.mfu:.1%}",
             "" if each.seconds_left is None else duration(each.seconds_left),
             "" if each.seconds_since is None else f"{duration(each.seconds_since)} ago",

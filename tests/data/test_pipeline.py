@@ -1,6 +1,8 @@
 import itertools
 import json
 import threading
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -77,12 +79,17 @@ def test_streams_share_out_the_shuffled_documents(tokenizer: Tokenizer):
         assert found == order[shard::4][: len(found)]
 
 
+@pytest.mark.parametrize("read_threads", [0, 3])
 @pytest.mark.parametrize("process_count", [2, 4, 8])
 @pytest.mark.parametrize("num_shards", [1, 2, 4, 8])
-def test_the_global_batch_does_not_depend_on_the_processes(
-    train_documents: Documents, tokenizer: Tokenizer, process_count: int, num_shards: int
+def test_the_global_batch_depends_neither_on_processes_nor_on_threads(
+    train_documents: Documents,
+    tokenizer: Tokenizer,
+    process_count: int,
+    num_shards: int,
+    read_threads: int,
 ):
-    def start(index: int, count: int) -> TokenBatches:
+    def start(index: int, count: int, read_threads: int = read_threads) -> TokenBatches:
         return train_batches(
             train_documents,
             tokenizer,
@@ -92,9 +99,10 @@ def test_the_global_batch_does_not_depend_on_the_processes(
             seed=1,
             process_index=index,
             process_count=count,
+            read_threads=read_threads,
         )
 
-    alone = start(0, 1)
+    alone = start(0, 1, read_threads=0)
     shared = [start(index, process_count) for index in range(process_count)]
     rows = [take(batches, 20) for batches in shared]
     assert rows[0].shape == (20, 8 // process_count, 33)
@@ -116,13 +124,20 @@ def test_the_global_batch_does_not_depend_on_the_processes(
     rows=st.integers(1, 3),
     num_shards=st.integers(1, 3),
     steps=st.integers(0, 12),
+    read_threads=st.sampled_from([(0, 0), (4, 0), (0, 4), (4, 4)]),
 )
 def test_resuming_anywhere_gives_the_same_batches(
-    tokenizer: Tokenizer, lengths: list[int], seq_len: int, rows: int, num_shards: int, steps: int
+    tokenizer: Tokenizer,
+    lengths: list[int],
+    seq_len: int,
+    rows: int,
+    num_shards: int,
+    steps: int,
+    read_threads: tuple[int, int],
 ):
     source = [f"{i} " * length for i, length in enumerate(lengths)]
 
-    def start() -> TokenBatches:
+    def start(read_threads: int) -> TokenBatches:
         return train_batches(
             source,
             tokenizer,
@@ -130,14 +145,15 @@ def test_resuming_anywhere_gives_the_same_batches(
             global_batch_size=rows * num_shards,
             num_shards=num_shards,
             seed=7,
+            read_threads=read_threads,
         )
 
-    whole = start()
+    whole = start(read_threads[0])
     take(whole, steps) if steps else None
     state = json.loads(json.dumps(whole.get_state()))
     expected = take(whole, 12)
 
-    fresh = start()
+    fresh = start(read_threads[1])
     fresh.set_state(state)
     assert fresh.get_state() == state
     np.testing.assert_array_equal(take(fresh, 12), expected)
@@ -145,13 +161,22 @@ def test_resuming_anywhere_gives_the_same_batches(
     np.testing.assert_array_equal(take(whole, 12), expected)
 
 
-def test_resuming_real_text_at_every_step(train_documents: Documents, tokenizer: Tokenizer):
-    def start() -> TokenBatches:
+@pytest.mark.parametrize("read_threads", [0, 2])
+def test_resuming_real_text_at_every_step(
+    train_documents: Documents, tokenizer: Tokenizer, read_threads: int
+):
+    def start(read_threads: int = 0) -> TokenBatches:
         return train_batches(
-            train_documents, tokenizer, seq_len=24, global_batch_size=4, num_shards=2, seed=0
+            train_documents,
+            tokenizer,
+            seq_len=24,
+            global_batch_size=4,
+            num_shards=2,
+            seed=0,
+            read_threads=read_threads,
         )
 
-    whole, states, expected = start(), [], []
+    whole, states, expected = start(read_threads), [], []
     for _ in range(150):
         states.append(json.dumps(whole.get_state()))
         expected.append(next(whole))
@@ -186,13 +211,67 @@ def test_a_state_of_other_streams_is_refused(train_documents: Documents, tokeniz
         start(4).set_state(start(2).get_state())
 
 
+def test_documents_that_come_late_are_read_ahead(train_documents: Documents, tokenizer: Tokenizer):
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    class Late(Sequence[str]):
+        def __len__(self) -> int:
+            return len(train_documents)
+
+        def __getitem__(self, index):
+            nonlocal at_once, most
+            with lock:
+                at_once += 1
+                most = max(most, at_once)
+            time.sleep(0.02)
+            with lock:
+                at_once -= 1
+            return train_documents[index]
+
+    def start(source: Sequence[str], read_threads: int) -> TokenBatches:
+        return train_batches(
+            source,
+            tokenizer,
+            seq_len=16,
+            global_batch_size=4,
+            num_shards=2,
+            seed=0,
+            read_threads=read_threads,
+        )
+
+    rows = take(start(Late(), 8), 10)
+    np.testing.assert_array_equal(rows, take(start(train_documents, 0), 10))
+    assert most == 8  # Of both streams together.
+
+
+def test_what_a_reading_thread_finds_wrong_is_told(tokenizer: Tokenizer):
+    class Broken(Sequence[str]):
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index):
+            raise UserError(f"document {index} is damaged")
+
+    batches = train_batches(
+        Broken(),
+        tokenizer,
+        seq_len=8,
+        global_batch_size=2,
+        num_shards=2,
+        seed=0,
+        read_threads=2,
+    )
+    with pytest.raises(UserError, match=r"document \d is damaged"):
+        next(batches)
+
+
 def test_no_threads_are_started(train_documents: Documents, tokenizer: Tokenizer):
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     batches = train_batches(
         train_documents, tokenizer, seq_len=8, global_batch_size=2, num_shards=1, seed=0
     )
     take(batches, 3)
-    assert threading.active_count() == before
+    assert {*threading.enumerate()} <= before
 
 
 @pytest.mark.parametrize(
@@ -221,11 +300,17 @@ def test_streams_that_cannot_be_shared_out(
         )
 
 
+@pytest.mark.parametrize("read_threads", [0, 3])
 def test_heldout_rows_are_the_first_ones_in_order(
-    heldout_documents: Documents, tokenizer: Tokenizer
+    heldout_documents: Documents, tokenizer: Tokenizer, read_threads: int
 ):
     batches = heldout_batches(
-        heldout_documents, tokenizer, seq_len=16, num_sequences=50, batch_size=16
+        heldout_documents,
+        tokenizer,
+        seq_len=16,
+        num_sequences=50,
+        batch_size=16,
+        read_threads=read_threads,
     )
     assert [len(batch) for batch in batches] == [16, 16, 16, 2]
     tokens = np.concatenate([tokenizer.encode(document) for document in heldout_documents])

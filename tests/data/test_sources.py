@@ -162,6 +162,13 @@ class TestDocs:
         with pytest.raises(IndexError):
             train_documents[len(everything)]
 
+    def test_reading_ahead_keeps_the_order(
+        self, docs_params: DataParams, docs_folder: Path, train_documents: Documents
+    ):
+        ahead = docs_params.model_copy(update={"read_threads": 3})
+        assert [*sources.documents(ahead, docs_folder, "train")] == [*train_documents]
+        assert sources.identity(ahead) == sources.identity(docs_params)
+
     def test_a_finished_folder_is_used_again(self, docs_params: DataParams, docs_folder: Path):
         before = {path: path.stat().st_mtime_ns for path in docs_folder.rglob("*")}
         assert sources.prepare(docs_params, docs_folder.parent) == docs_folder
@@ -273,6 +280,27 @@ class TestTfds:
         folder = sources.prepare(c4, tmp_path / "root")
         assert [path.name for path in folder.iterdir()] == ["source.json"]
         assert sorted(sources.documents(c4, folder, "train")) == sorted(TEXTS[:20])
+
+    @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+    def test_what_an_older_tfds_stored(self, c4: DataParams, tmp_path: Path, file_format: str):
+        stored = tmp_path / "tfds" / "c4" / "en" / "3.1.0"
+        if file_format == "tfrecord":
+            as_tfrecord(stored)
+        info = json.loads((stored / "dataset_info.json").read_text())
+        for key in ("configName", "configDescription", "moduleName"):
+            info.pop(key, None)
+        (stored / "dataset_info.json").write_text(json.dumps(info))
+        folder = sources.prepare(c4, tmp_path / "root")
+        assert json.loads((folder / "source.json").read_text())["name"] == "c4/en"
+        assert sorted(sources.documents(c4, folder, "train")) == sorted(TEXTS[:20])
+
+    def test_a_folder_relative_to_the_working_folder(
+        self, c4: DataParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        relative = c4.model_copy(update={"data_dir": "./tfds/"})
+        folder = sources.prepare(relative, tmp_path / "root")
+        assert len(sources.documents(relative, folder, "heldout")) == 10
 
     def test_damaged_tfrecord(self, c4: DataParams, tmp_path: Path):
         stored = tmp_path / "tfds" / "c4" / "en" / "3.1.0"

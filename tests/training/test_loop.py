@@ -1,10 +1,13 @@
 """Runs that end, stop, resume, branch off and fail."""
 
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -42,8 +45,8 @@ def stop_after(monkeypatch):
     def arrange(steps, number=signal.SIGTERM):
         advance = loop.Progress.advance
 
-        def advance_and_stop(self, step, loss):
-            advance(self, step, loss)
+        def advance_and_stop(self, step, *told):
+            advance(self, step, *told)
             if step + 1 == steps:
                 os.kill(os.getpid(), number)
 
@@ -51,6 +54,25 @@ def stop_after(monkeypatch):
 
     yield arrange
     monkeypatch.undo()
+
+
+def test_tells_how_long_the_devices_waited_for_input(make_job, config, text):
+    class Late(Sequence):
+        def __len__(self):
+            return len(text[0])
+
+        def __getitem__(self, index):
+            time.sleep(0.3)
+            return text[0][index]
+
+    config = change(config, "training", eval_every_steps=14, log_every_steps=14)
+    shares = {}
+    for name, changes in {"prompt": {}, "late": {"train_documents": Late()}}.items():
+        job = make_job(name, config=config, **changes)
+        train(job, num_devices=1)
+        shares[name] = json.loads(job.progress.read_text())["input_share"]
+    assert 0 <= shares["prompt"] < shares["late"] <= 1
+    assert shares["late"] > 0.5
 
 
 def test_records_what_was_asked_for(make_job, config):

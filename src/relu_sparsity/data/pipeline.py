@@ -1,7 +1,7 @@
 """Documents to batches of packed token rows, with Grain.
 
-Everything happens in the calling thread: reading and tokenizing take less time than a step, and
-a state is then exact without draining anything.
+Documents are read and tokenized in the calling thread, or ahead of it in threads of their own:
+batches and states are the same to the bit, as a state counts what was taken, not what was read.
 """
 
 import itertools
@@ -12,10 +12,9 @@ import grain
 import numpy as np
 from jaxtyping import Int32
 
+from relu_sparsity.data.sources import read_options
 from relu_sparsity.data.tokenizer import Tokenizer
 from relu_sparsity.errors import UserError
-
-_IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 class TokenBatches(Iterator[Int32[np.ndarray, "local_batch seq_plus_1"]]):
@@ -82,6 +81,7 @@ def train_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    read_threads: int = 0,
 ) -> TokenBatches:
     """Packs the documents, shuffled anew in every epoch, into batches without end.
 
@@ -99,6 +99,8 @@ def train_batches(
       seed: Decides the order of the documents.
       process_index: This process, from 0.
       process_count: How many processes share a global batch, each an equal, contiguous part.
+      read_threads: Threads of this process that read and tokenize ahead, shared out to its
+        streams, at least one to each; 0: the calling thread does it.
 
     Returns:
       Batches of `global_batch_size / process_count` rows.
@@ -125,7 +127,9 @@ def train_batches(
     skipped = first_row - numbers[0] * of_stream
     return TokenBatches(
         {
-            number: _packed(shuffled[number::num_shards], tokenizer, seq_len)
+            number: _packed(
+                shuffled[number::num_shards], tokenizer, seq_len, -(-read_threads // len(numbers))
+            )
             .map(_tokens)
             .batch(of_stream)
             for number in numbers
@@ -142,6 +146,7 @@ def heldout_batches(
     seq_len: int,
     num_sequences: int,
     batch_size: int,
+    read_threads: int = 0,
 ) -> list[Int32[np.ndarray, "batch seq_plus_1"]]:
     """Packs the first rows of the held-out documents, the same for every run and seed.
 
@@ -152,11 +157,12 @@ def heldout_batches(
       num_sequences: Number of rows.
       batch_size: Rows of a batch; the last one is smaller where this does not divide
         `num_sequences`.
+      read_threads: Threads that read and tokenize ahead; 0: the calling thread does it.
 
     Raises:
       UserError: The documents fill fewer rows.
     """
-    rows = _packed(grain.MapDataset.source(source), tokenizer, seq_len)
+    rows = _packed(grain.MapDataset.source(source), tokenizer, seq_len, read_threads)
     full = (_tokens(row) for row in rows if row["tokens_segment_ids"][-1])
     taken = list(itertools.islice(full, num_sequences))
     if len(taken) < num_sequences:
@@ -196,12 +202,14 @@ def heldout_documents(
     return of_rows.argmax(axis=0).astype(np.int32)
 
 
-def _packed(documents: grain.MapDataset, tokenizer: Tokenizer, seq_len: int) -> grain.IterDataset:
+def _packed(
+    documents: grain.MapDataset, tokenizer: Tokenizer, seq_len: int, threads: int
+) -> grain.IterDataset:
     def encode(document: str) -> dict[str, Int32[np.ndarray, " tokens"]]:
         return {"tokens": tokenizer.encode(document)}
 
     return grain.experimental.ConcatThenSplitIterDataset(
-        documents.map(encode).to_iter_dataset(_IN_THIS_THREAD),
+        documents.map(encode).to_iter_dataset(read_options(threads)),
         length_struct={"tokens": seq_len + 1},
     )
 

@@ -59,6 +59,7 @@ def write_manifest(params: Params, layout: Layout) -> None:
         seq_len=training.seq_len,
         num_sequences=training.eval_sequences,
         batch_size=training.global_batch_size,
+        read_threads=data.read_threads,
     )
     losses = ngram_losses(sources.documents(data, folder, "train"), heldout, tokenizer)
     of_documents = heldout_documents(

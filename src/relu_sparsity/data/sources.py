@@ -21,6 +21,7 @@ from relu_sparsity.files import write_json
 from relu_sparsity.params import DataParams
 
 if TYPE_CHECKING:
+    import grain
     import tensorflow_datasets as tfds
     from etils import epath
 
@@ -95,7 +96,7 @@ def prepare(data: DataParams, root: Path, code: str = "") -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             if data.source == "tfds":
-                name, _, version = _adopt(data, partial).info.full_name.rpartition("/")
+                name, _, version = _adopt(data, partial).rpartition("/")
                 described |= {"name": name, "version": version}
             else:
                 _build(data, partial)
@@ -109,10 +110,20 @@ class Documents(Sequence[str]):
 
     Args:
       records: The TFDS data source of the split.
+      read_threads: Threads that read ahead of whoever reads all texts in order.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]]):
+    def __init__(self, records: Sequence[dict[str, Any]], read_threads: int = 0):
         self._records = records
+        self._read_threads = read_threads
+
+    def __iter__(self) -> Iterator[str]:
+        if not self._read_threads:
+            return super().__iter__()
+        import grain
+
+        source = grain.MapDataset.source(self)
+        return iter(source.to_iter_dataset(read_options(self._read_threads)))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -127,6 +138,13 @@ class Documents(Sequence[str]):
         return self._records[range(len(self))[index]]["text"].decode()
 
 
+def read_options(threads: int) -> "grain.ReadOptions":
+    """How Grain reads documents: so many threads, each some documents ahead; 0: the caller does."""
+    import grain
+
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 * threads)
+
+
 def documents(data: DataParams, folder: Path, split: Split) -> Documents:
     """Opens one split of a prepared data set.
 
@@ -139,7 +157,7 @@ def documents(data: DataParams, folder: Path, split: Split) -> Documents:
       UserError: The folder is not there, or the TFDS data set has gone.
     """
     builder = _builder(data, folder)
-    return Documents(builder.as_data_source(_stored_split(data, split)))
+    return Documents(builder.as_data_source(_stored_split(data, split)), data.read_threads)
 
 
 def manifest(data: DataParams, folder: Path, tokenizer_path: str | Path) -> dict[str, object]:
@@ -269,12 +287,18 @@ def _open_stored(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
             f"data.tfds_name: no data set {name!r} in data.data_dir {str(where)!r}, which holds "
             f"{_stored_names(where)}; allowed: a data set that TFDS stored there. To store it, "
             f"where TensorFlow is installed (the extra `tf`): `tfds build {name} "
-            f"--data_dir={where} --file_format=array_record` ({type(error).__name__})"
+            f"--data_dir={where} --file_format=array_record`; for C4 see docs/c4.md "
+            f"({type(error).__name__})"
         ) from error
 
 
-def _adopt(data: DataParams, folder: Path) -> "tfds.core.DatasetBuilder":
-    """Checks the TFDS data set; copies it to `folder` if it is stored without random access."""
+def _adopt(data: DataParams, folder: Path) -> str:
+    """Checks the TFDS data set; copies it to `folder` if it is stored without random access.
+
+    Returns:
+      Its name, configuration and version: what older versions of TFDS have stored tells them only
+      by its folder.
+    """
     builder = _open_stored(data.tfds_name, data.data_dir)
     where = f"data.tfds_name: {data.tfds_name!r} in {builder.data_dir}"
     for split in ("train", "validation"):
@@ -296,17 +320,18 @@ def _adopt(data: DataParams, folder: Path) -> "tfds.core.DatasetBuilder":
                 f"{where}: {missing[0]} is missing ({len(missing)} of the {split} split's "
                 f"{builder.info.splits[split].num_shards} files are); allowed: complete data sets"
             )
+    stored_as = builder.data_path.relative_to(_data_dir(data.data_dir)).as_posix()
     match builder.info.file_format.value:
         case "array_record":
             pass
         case "tfrecord":
-            _convert(builder, folder, where)
+            _convert(builder, folder / stored_as, where)
         case other:
             raise UserError(f"{where}: stored as {other}; allowed: array_record, tfrecord")
-    return builder
+    return stored_as
 
 
-def _convert(builder: "tfds.core.DatasetBuilder", folder: Path, where: str) -> None:
+def _convert(builder: "tfds.core.DatasetBuilder", target: Path, where: str) -> None:
     """Copies a TFRecord data set as ArrayRecord.
 
     TFDS's own conversion needs TensorFlow and Apache Beam; Grain's reader needs neither.
@@ -321,7 +346,6 @@ def _convert(builder: "tfds.core.DatasetBuilder", folder: Path, where: str) -> N
         )
     adapter = file_adapters.ArrayRecordFileAdapter
     info = dataset_info.read_proto_from_builder_dir(builder.data_dir)
-    target = folder / info.name / info.config_name / info.version
     target.mkdir(parents=True)
     shutil.copy(builder.data_path / "features.json", target)
     for split in ("train", "validation"):

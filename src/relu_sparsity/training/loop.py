@@ -24,7 +24,7 @@ from relu_sparsity.training import watchdog
 from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints
 from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.history import History, write_units
-from relu_sparsity.training.progress import Progress
+from relu_sparsity.training.progress import InputTimer, Progress
 from relu_sparsity.training.step import (
     StepOutput,
     TrainState,
@@ -117,7 +117,7 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
                 if step == until:
                     break
             run.take(step)
-            progress.advance(step, run.reader.loss)
+            progress.advance(step, run.reader.loss, run.input.seconds)
             watchdog.take_step()
     run.checkpoints.close()
     watchdog.end()
@@ -169,10 +169,12 @@ class _Training:
             seed=job.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            read_threads=config.data.read_threads,
         )
         self._kept_units = jax.device_put(self._masks(), self._replicated)
         every = config.metrics.metrics_every_steps
         self._measured = {*range(0, training.num_steps, every), training.num_steps - 1}
+        self.input = InputTimer()
         self.checkpoints = Checkpoints(job.checkpoints)
         self._state: TrainState | None = None
         self._untrained: TrainState | None = None
@@ -187,6 +189,7 @@ class _Training:
             seq_len=training.seq_len,
             num_sequences=training.eval_sequences,
             batch_size=training.global_batch_size,
+            read_threads=self._job.config.data.read_threads,
         )
 
     def _masks(self) -> list[KeptUnits] | None:
@@ -280,7 +283,7 @@ class _Training:
         self.reader.pend(step, output)
 
     def _update(self, step: int, *, measure: bool) -> StepOutput:
-        tokens = self._put(next(self._batches))
+        tokens = self._put(self.input.next(self._batches, self.reader.pending))
         run_step = self._steps.train_and_measure if measure else self._steps.train
         self._state, output = run_step(self.state, tokens, self._rates[step], self._kept_units)
         return output
@@ -346,19 +349,19 @@ class _Reader:
         self._unit_steps = {0, job.config.training.num_steps - 1}
         if job.start is not None:
             self._unit_steps.add(job.start[1])
-        self._pending: tuple[int, StepOutput] | None = None
+        self.pending: tuple[int, StepOutput] | None = None
         self.loss = math.nan
 
     def pend(self, step: int, output: StepOutput) -> None:
         """Takes a step's output, to be read later."""
-        self._pending = (step, output)
+        self.pending = (step, output)
 
     def read_pending(self) -> None:
         """Reads what is pending."""
-        if self._pending is None:
+        if self.pending is None:
             return
-        step, output = self._pending
-        self._pending = None
+        step, output = self.pending
+        self.pending = None
         loss, accuracy, grad_norm = (
             np.asarray(value)
             for value in jax.device_get((output.loss, output.accuracy, output.grad_norm))

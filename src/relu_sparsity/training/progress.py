@@ -11,11 +11,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import UserError
@@ -25,6 +26,32 @@ from relu_sparsity.hardware import peak_flops
 from relu_sparsity.params import RunConfig
 
 log = logging.getLogger(__name__)
+
+
+class InputTimer:
+    """Takes batches, and tells how long the devices have waited for them.
+
+    Attributes:
+      seconds: So long since the start.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def next(self, batches: Iterator[np.ndarray], pending: Any) -> np.ndarray:
+        """Takes the next batch.
+
+        Args:
+          batches: The batches.
+          pending: What the devices were last asked for. A batch that comes before it is done
+            keeps nothing waiting.
+        """
+        start = time.monotonic()
+        rows = next(batches)
+        arrays = (each for each in jax.tree.leaves(pending) if isinstance(each, jax.Array))
+        if all(each.is_ready() for each in arrays):  # type: ignore[attr-defined]
+            self.seconds += time.monotonic() - start
+        return rows
 
 
 class Progress:
@@ -67,6 +94,7 @@ class Progress:
         )
         self._first_step = self._last_step = first_step
         self._last_time: float | None = None
+        self._last_input = 0.0
         self._tokens_per_second = math.nan
         self._heldout = ""
         self._ngram_losses = dict(ngram_losses)
@@ -140,14 +168,21 @@ class Progress:
         self._write_events({"heldout/loss": loss, "heldout/accuracy": accuracy})
         self._last_time = None
 
-    def advance(self, step: int, loss: float) -> None:
-        """Counts a step; `loss` is the newest that is known, in nats."""
+    def advance(self, step: int, loss: float, input_seconds: float) -> None:
+        """Counts a step.
+
+        Args:
+          step: The step.
+          loss: The newest that is known, in nats.
+          input_seconds: How long the devices have waited for input since the start.
+        """
         done = step + 1
         self._known["step"] = done
         if self._last_time is None or done <= self._first_step + 2:
             # The first steps after a start, with metrics and without, compile: the speed is
             # measured from their end on.
             self._last_time, self._last_step = time.monotonic(), done
+            self._last_input = input_seconds
         numbers = "" if math.isnan(loss) else f"loss {loss:.4f}"
         if done % self._training.log_every_steps == 0 or done == self._num_steps:
             elapsed = time.monotonic() - self._last_time
@@ -155,7 +190,12 @@ class Progress:
                 rate = (done - self._last_step) / elapsed
                 left = (self._num_steps - done) / rate
                 self._take_speed(done, rate * self._tokens_per_step, left)
-                numbers += f", {self._tokens_per_second:,.0f} tokens/s, {duration(left)} left"
+                waiting = (input_seconds - self._last_input) / elapsed
+                self._known["input_share"] = waiting
+                numbers += (
+                    f", {self._tokens_per_second:,.0f} tokens/s, {waiting:.0%} waiting for input, "
+                    f"{duration(left)} left"
+                )
             if not math.isnan(loss):
                 self._known["loss"] = loss
             self._write_state("training")
@@ -171,6 +211,7 @@ class Progress:
                     self._heldout,
                 )
             self._last_time, self._last_step = time.monotonic(), done
+            self._last_input = input_seconds
         if self._bar is not None:
             if not math.isnan(self._tokens_per_second):
                 numbers = f"loss {loss:.4f}, {self._tokens_per_second:,.0f} tokens/s"
