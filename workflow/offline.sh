@@ -19,7 +19,7 @@ pack() {
   grep -E '^[a-z0-9-]+==' requirements.txt | sed 's/ *\\$//' > offline/constraints.txt
   .venv/bin/pip wheel --quiet --disable-pip-version-check --wheel-dir offline/wheels \
     --constraint offline/constraints.txt . 'setuptools>=77'
-  rm -f offline/wheels/relu_sparsity-*.whl
+  rm -rf offline/wheels/relu_sparsity-*.whl build
   for package in "$@"; do
     rm -f "offline/wheels/${package//-/_}"-[0-9]*.whl
   done

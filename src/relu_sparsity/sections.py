@@ -58,6 +58,9 @@ class DataParams(Section):
     num_shards: PositiveInt = 1
     """Into how many streams the documents are dealt; divides `training.global_batch_size`. With as
     many as hosts, or a multiple of it, no host reads what another one reads."""
+    read_threads: NonNegativeInt = Field(default=0, exclude=True)
+    """How many threads of each process read and tokenize documents ahead of the training step: for
+    text in a bucket. Changes no batch, so neither fingerprints nor results tell of it."""
 
     @model_validator(mode="after")
     def _source_is_given(self) -> Self:

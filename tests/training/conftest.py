@@ -12,7 +12,7 @@ from relu_sparsity.params import (
     RunConfig,
     TrainingParams,
 )
-from relu_sparsity.training.loop import TrainingJob
+from relu_sparsity.training.job import TrainingJob
 
 DATA = DataParams(packages=("optax",), heldout_fraction=0.2)
 

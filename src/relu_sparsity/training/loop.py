@@ -2,8 +2,6 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import jax
@@ -13,17 +11,16 @@ from jaxtyping import Bool, Float, Int32
 
 from relu_sparsity import distributed
 from relu_sparsity.data.pipeline import heldout_batches, merge_states, train_batches
-from relu_sparsity.data.tokenizer import Tokenizer
 from relu_sparsity.errors import Interrupted, UserError
 from relu_sparsity.files import AnyPath
 from relu_sparsity.metrics import METRICS
 from relu_sparsity.model import KeptUnits, masks_by_stack
-from relu_sparsity.params import RunConfig
 from relu_sparsity.sparsity import UnitUse, mean_use
 from relu_sparsity.training import watchdog
 from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints
 from relu_sparsity.training.compaction import Compaction
 from relu_sparsity.training.history import History, write_units
+from relu_sparsity.training.job import TrainingJob
 from relu_sparsity.training.progress import InputTimer, Progress
 from relu_sparsity.training.step import (
     StepOutput,
@@ -34,41 +31,6 @@ from relu_sparsity.training.step import (
 )
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """One run to train.
-
-    Attributes:
-      name: How messages call it.
-      config: Its parameters.
-      seed: Decides the initial parameters and the order of the batches.
-      train_documents: Training text, by index.
-      heldout_documents: Held-out text, by index.
-      tokenizer: The tokenizer.
-      checkpoints: Folder of its checkpoints.
-      throughput: Where the speed is written to.
-      progress: Where it is written how far the run is.
-      branches: Steps at which other runs branch off, and the folder of each.
-      start: The branch folder of the parent's that the run starts from, and the step.
-      unit_masks: The units that each layer keeps; None keeps all.
-      ngram_losses: The held-out losses of n-grams, to set the model's beside.
-    """
-
-    name: str
-    config: RunConfig
-    seed: int
-    train_documents: Sequence[str]
-    heldout_documents: Sequence[str]
-    tokenizer: Tokenizer
-    checkpoints: AnyPath
-    throughput: AnyPath
-    progress: AnyPath
-    branches: dict[int, AnyPath] = field(default_factory=dict)
-    start: tuple[AnyPath, int] | None = None
-    unit_masks: list[Bool[np.ndarray, " _mlp"]] | None = None
-    ngram_losses: dict[str, float] = field(default_factory=dict)
 
 
 def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None = None) -> History:

@@ -24,7 +24,7 @@ from relu_sparsity.provenance import record_keys
 from relu_sparsity.runs import Run
 from relu_sparsity.training import loop
 from relu_sparsity.training.history import read_units
-from relu_sparsity.training.loop import TrainingJob
+from relu_sparsity.training.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
