@@ -1,7 +1,8 @@
 # make reproduce           the whole paper at the smoke scale (minutes on two cores)
 # make reproduce SCALE=mini
 # make publish SCALE=mini  its small results to published/mini, for Git
-# make test                the tests
+# make test                what needs no whole workflow, cluster or slice (minutes)
+# make test-all            all tests
 # make bench               how fast steps, whole jobs and the input are (10 minutes)
 # make chaos FAULTS=30     a run on slices through as many faults (half an hour; needs no cloud)
 # make tpu-check           do the paper's models fit its TPU slice? Needs no TPU (minutes)
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 
 LIBTPU := $(VENV)/libtpu
 
-.PHONY: setup reproduce publish test chaos bench tpu-check tpu-infer docs docs-serve lint lock help
+.PHONY: setup reproduce publish test test-all chaos bench tpu-check tpu-infer docs docs-serve lint lock help
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +52,9 @@ publish: setup
 	$(BIN)/relu-sparsity publish --scale $(SCALE)
 
 test: setup
+	$(BIN)/pytest --numprocesses $(CORES) --dist worksteal -m 'not whole'
+
+test-all: setup
 	$(BIN)/pytest --numprocesses $(CORES) --dist worksteal
 
 chaos: setup

@@ -5,12 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from gcloud_stand_in import Cloud
 from gcs_emulator import start_gcs_emulator
 from projects import ROOT, TINY, Project
 from slices import Controller, make_tpu_scale_tiny, tables, train_in_one_process
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what needs a whole workflow, a cluster or a slice: minutes, for `make test-all`."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.whole)
 
 
 @pytest.fixture(scope="session")
