@@ -12,7 +12,7 @@ from relu_sparsity.paper.catalog import OWN_RUNS, PRUNING, TABLES, figures
 from relu_sparsity.params import MASKS
 from relu_sparsity.params_file import load_params
 from relu_sparsity.processes import stop_with_parent, use_huge_pages
-from relu_sparsity.tpu.launcher import require_setup
+from relu_sparsity.tpu.setup import require_setup
 from relu_sparsity.tpu.slices import load_slice_params
 from relu_sparsity.workflow import (
     call_this_environment,

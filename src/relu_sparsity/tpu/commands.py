@@ -138,7 +138,7 @@ def tpu_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the slices that jobs of this store asked for."""
-    from relu_sparsity.tpu.launcher import connect, owned_slices
+    from relu_sparsity.tpu.setup import connect, owned_slices
     from relu_sparsity.tpu.slices import load_slice_params
 
     found = owned_slices(connect(load_slice_params(slices)), all_stores=all_stores)
@@ -157,7 +157,7 @@ def tpu_cleanup(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete the slices that jobs of this store asked for, also those at work."""
-    from relu_sparsity.tpu.launcher import connect, owned_slices
+    from relu_sparsity.tpu.setup import connect, owned_slices
     from relu_sparsity.tpu.slices import load_slice_params
 
     gcloud = connect(load_slice_params(slices))

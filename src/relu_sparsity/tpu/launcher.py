@@ -6,30 +6,26 @@ the slice over, and `relu-sparsity tpu cleanup` deletes it.
 """
 
 import contextlib
-import importlib.util
-import json
 import logging
 import math
 import os
-import shlex
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import Interrupted, UserError
-from relu_sparsity.files import absolute, is_remote, read_json, write_json, write_text
+from relu_sparsity.files import write_json, write_text
 from relu_sparsity.layout import Layout, store_root
-from relu_sparsity.params import MASKS, Params
+from relu_sparsity.params import Params
 from relu_sparsity.perform import perform
-from relu_sparsity.runs import resolve
-from relu_sparsity.store import newest_step
-from relu_sparsity.tpu.slice_job import EXPECTED, HostReport, JobDescription, SliceJob, write_bundle
+from relu_sparsity.tpu.setup import look_for_gcloud, require_setup
+from relu_sparsity.tpu.slice_job import HostReport, SliceJob
 from relu_sparsity.tpu.slices import (
     ATTEMPT_LABEL,
     LOST,
@@ -37,106 +33,14 @@ from relu_sparsity.tpu.slices import (
     WAITING,
     Gcloud,
     PassingTrouble,
-    Slice,
     SliceParams,
-    configured,
-    gcloud_is_installed,
     owner_of,
-    slice_name,
 )
 from relu_sparsity.tpu.usage import SliceUse
+from relu_sparsity.tpu.work import Work
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-_CODE = (Path("src"), Path("params.yaml"), Path("requirements-tpu.txt"))
-_STARTUP = Path(__file__).with_name("startup.sh")
-
-
-def connect(settings: SliceParams) -> Gcloud:
-    """Finds the project and the zone.
-
-    Raises:
-      UserError: `gcloud` is missing or not set up. The message tells all that is.
-    """
-    gcloud, missing = _look_for_gcloud(settings)
-    if gcloud is None:
-        raise _not_set_up(missing)
-    return gcloud
-
-
-def require_setup(settings: SliceParams, params: Params) -> Gcloud:
-    """Checks that jobs can be launched, before anything is started.
-
-    Args:
-      settings: The slices.
-      params: The scale; its data have to be where the hosts can read them.
-
-    Raises:
-      UserError: Something has to be set up. One message tells all of it.
-    """
-    gcloud, missing = _look_for_gcloud(settings)
-    store, data = store_root(), params.defaults.data
-    if not is_remote(store):
-        missing.append(
-            f"a bucket for trained runs: export RELU_SPARSITY_STORE=gs://BUCKET/relu-sparsity "
-            f"(now {os.fspath(store)!r}, which the hosts of a slice cannot reach)"
-        )
-    if importlib.util.find_spec("gcsfs") is None:
-        missing.append("the extra `tpu`: pip install -e '.[tpu]' (gcsfs is missing)")
-    if data.source == "tfds" and "://" not in (data.data_dir or ""):
-        missing.append(
-            f"the text: set scales.{params.scale}.data.data_dir in params.yaml to the folder in a "
-            f"bucket where TFDS stored {data.tfds_name} (now {data.data_dir or 'null'})"
-        )
-    if missing or gcloud is None:
-        raise _not_set_up(missing)
-    return gcloud
-
-
-def _look_for_gcloud(settings: SliceParams) -> tuple[Gcloud | None, list[str]]:
-    """The project and the zone, or what has to be set up to know them."""
-    if not gcloud_is_installed():
-        return None, [
-            "the Google Cloud CLI: the command `gcloud` is not found; install it, then log in"
-        ]
-    project = settings.project or configured("core/project")
-    zone = settings.zone or configured("compute/zone")
-    missing = []
-    if project is None:
-        missing.append("a project: gcloud config set project PROJECT, or `project:` in the profile")
-    if zone is None:
-        missing.append("a zone: gcloud config set compute/zone ZONE, or `zone:` in the profile")
-    if configured("account") is None:
-        missing.append("an account: gcloud auth login")
-    if missing or project is None or zone is None:
-        return None, missing
-    return Gcloud(project, zone), missing
-
-
-def _not_set_up(missing: Sequence[str]) -> UserError:
-    return UserError(
-        "the slices cannot be launched; docs/tpu.md tells how to set this up:\n  - "
-        + "\n  - ".join(missing)
-    )
-
-
-def owned_slices(gcloud: Gcloud, *, all_stores: bool = False) -> list[Slice]:
-    """The slices of launchers of this project.
-
-    Args:
-      gcloud: Project and zone.
-      all_stores: Also those whose jobs write to another store: they may be someone else's.
-
-    Raises:
-      UserError: The cloud refuses, or does not answer.
-    """
-    try:
-        found = gcloud.list()
-    except PassingTrouble as trouble:
-        raise UserError(f"the cloud does not answer: {trouble}") from None
-    owner = owner_of(store_root())
-    return [each for each in found if all_stores or each.labels.get(OWNER_LABEL) == owner]
 
 
 def launch(
@@ -156,7 +60,7 @@ def launch(
       UserError: Something has to be set up, or the job failed in a way that would come again.
       Interrupted: It was asked to stop; the slice is deleted.
     """
-    job = _Job(params, layout, settings, command, run, seed)
+    job = Work(params, layout, settings, command, run, seed)
     if job.is_done():
         _delete_left_over(job.slice_job, settings)
     else:
@@ -167,7 +71,7 @@ def launch(
 
 def _delete_left_over(job: SliceJob, settings: SliceParams) -> None:
     """Deletes the slice of a launcher that was killed before its job was done."""
-    gcloud, _ = _look_for_gcloud(settings)
+    gcloud, _ = look_for_gcloud(settings)
     if gcloud is None:
         return
     with contextlib.suppress(PassingTrouble):
@@ -175,93 +79,6 @@ def _delete_left_over(job: SliceJob, settings: SliceParams) -> None:
             log.info("%s: deletes the slice of a launcher that was killed", job.name)
             gcloud.delete(job.name)
             job.write_usage({key: use.marked("gone") for key, use in job.usage().items()})
-
-
-class _Job:
-    """What has to be in the store at the end, and how the hosts make it."""
-
-    def __init__(
-        self,
-        params: Params,
-        layout: Layout,
-        settings: SliceParams,
-        command: str,
-        run: str,
-        seed: int,
-    ) -> None:
-        self.run = resolve(params, layout, run, seed)
-        self._command, self._settings = command, settings
-        made = self.run
-        self.store = made.store
-        self._done_file = self.store.finished / "run.json"
-        self._checkpoints = self.store.checkpoints
-        words = []
-        if command == "mask":
-            if self.run.intervention not in MASKS or self.run.parent is None:
-                raise UserError(f"runs.{run}: has no mask; allowed: a run with one")
-            made, step = self.run.parent, self.run.config.mask.step
-            self.store = made.store
-            self._done_file = self.store.branch(step) / "units.npz"
-            self._checkpoints = self.store.replay(step) / "checkpoints"
-            words = [f"step{step}"]
-        name = slice_name(
-            params.scale, made.name, f"seed{seed}", *words, self.store.folder.name[:8]
-        )
-        self.slice_job = SliceJob(store_root() / "jobs" / name)
-
-    def is_done(self) -> bool:
-        return self._done_file.exists()
-
-    def newest_step(self) -> int:
-        """The last step that the store has, so that a lost slice has not lost it."""
-        return newest_step(self._checkpoints) or 0
-
-    def seconds_since_checkpoint(self) -> float:
-        """How long the work took that the newest checkpoint does not have, at the last speed."""
-        progress = self._checkpoints.parent / "progress.json"
-        known = read_json(progress) if progress.exists() else {}
-        speed, training = known.get("tokens_per_second"), self.run.config.training
-        steps = known.get("step", 0) - self.newest_step()
-        if not speed or steps < 0:
-            return 0.0
-        return steps * training.global_batch_size * training.seq_len / speed
-
-    def prepare(self) -> None:
-        """Puts everything that the hosts need into the store."""
-        run = self.run
-        needed = [*run.text_jobs]
-        if self._command == "train" and run.intervention_job is not None:
-            needed.append(run.intervention_job)
-        inputs = [path for job in needed for path in job.files_written]
-        expected = json.dumps(run.job.fingerprint.as_json())
-        write_bundle([*_CODE, *inputs], {EXPECTED: expected.encode()}, self.slice_job.bundle)
-        self.slice_job.describe(
-            JobDescription(
-                command=(
-                    self._command, "--run", run.name, "--seed", str(run.seed),
-                    "--scale", run.scale, "--distributed",
-                    "--hang-timeout", str(self._settings.hang_timeout_seconds),
-                ),
-                done_file=str(self._done_file.relative_to(store_root())),
-                run=run.name,
-                seed=run.seed,
-                scale=run.scale,
-                poll_seconds=self._settings.poll_seconds,
-            )
-        )  # fmt: skip
-
-    def startup_script(self, attempt: int) -> str:
-        """What every host runs when it boots."""
-        values = {
-            "STORE": os.fspath(absolute(store_root())),
-            "NAME": self.slice_job.name,
-            "ATTEMPT": str(attempt),
-            "PYTHON": self._settings.python or "",
-        }
-        text = _STARTUP.read_text(encoding="utf-8")
-        for key, value in values.items():
-            text = text.replace(f"@{key}@", shlex.quote(value))
-        return text
 
 
 class _NoCapacity(Exception):
@@ -273,7 +90,7 @@ class _SliceLost(Exception):
 
 
 class _Launcher:
-    def __init__(self, job: _Job, settings: SliceParams, gcloud: Gcloud) -> None:
+    def __init__(self, job: Work, settings: SliceParams, gcloud: Gcloud) -> None:
         self._job = job
         self._name = job.slice_job.name
         self._settings = settings
