@@ -72,7 +72,6 @@ def test_tells_how_long_the_devices_waited_for_input(make_job, config, text):
         train(job, num_devices=1)
         shares[name] = json.loads(job.progress.read_text())["input_share"]
     assert 0 <= shares["prompt"] < shares["late"] <= 1
-    assert shares["late"] > 0.5
 
 
 def test_records_what_was_asked_for(make_job, config):

@@ -219,6 +219,8 @@ def topology_mesh(topology: str) -> Mesh:
         "TPU_ACCELERATOR_TYPE": "v2-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_LOG_DIR": "disabled",
+        # It lets one process at a time have the TPU, of which there is none.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(key, value)
     jax.config.update("jax_platforms", "cpu")
