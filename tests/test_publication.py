@@ -82,6 +82,28 @@ def test_a_number_beyond_the_spread_of_seeds_is_named(scale, tmp_path):
     assert any(line.strip().startswith("baseline: loss is") for line in found.lines())
 
 
+def test_a_unit_more_where_seeds_had_none_is_no_deviation(scale, tmp_path):
+    """Of hundreds of units: no seed had one, and so their spread is 0."""
+    params, layout = scale
+
+    def turn_on(share):
+        def change(metrics):
+            for layer in (key for key in metrics if key.startswith("layer")):
+                metrics[layer]["turned_on"] = share
+
+        for name, run in params.paper_runs.items():
+            edit_metrics(layout, name, run.seeds, change)
+
+    turn_on(0.0)
+    publish(params, layout, tmp_path / "published")
+    width = params.runs["baseline"].config.model.mlp_dims[0]
+    turn_on(100 / width)
+    assert verify(params, layout, tmp_path / "published").passed
+    turn_on(100 * 20 / width)
+    found = verify(params, layout, tmp_path / "published")
+    assert {each.metric for each in found.deviations} == {"turned_on"}
+
+
 def test_another_verdict_and_a_missing_run_are_named(scale, tmp_path):
     params, layout = scale
     publish(params, layout, tmp_path / "published")

@@ -66,7 +66,7 @@ class RunConfig(Section):
         without an intervention does not depend on the intervention's parameters.
         """
         config = self.model_dump(mode="json")
-        for key in ("checkpoint_every_steps", "log_every_steps", "tensorboard"):
+        for key in ("checkpoint_every_steps", "log_every_steps"):
             del config["training"][key]
         for key in ("convergence_window", "early_steps"):
             del config["metrics"][key]

@@ -1,6 +1,7 @@
 """Results that are kept in Git for readers, and the check of somebody's own against them."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import yaml
+from jaxtyping import Float
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
@@ -24,6 +26,8 @@ PUBLISHED_METRICS = (
     "token_use", "sequence_use", "batch_use", "p50", "p65", "p75", "p90",
     "on_at_start", "turned_on", "turned_off", "final_use",
 )  # fmt: skip
+# Of these, which are shares of a layer's units: whole numbers of units, often none or all.
+_SHARES_OF_UNITS = ("batch_use", "on_at_start", "turned_on", "turned_off", "final_use")
 STANDARD_ERRORS = 4.0
 """A number may differ from the published one by so many standard errors of their difference."""
 _NUMBERS, _MADE_FROM, _PARAMETERS = "metrics.csv", "made_from.json", "params.yaml"
@@ -182,7 +186,8 @@ def verify(params: "Params", layout: "Layout", folder: Path) -> Verification:
     A number is the mean over seeds. It may differ by `STANDARD_ERRORS` standard errors of the
     difference of two such means. The standard deviation over seeds is the larger one of the
     number's own, as published, and of the metric's in all runs and layers: that of three seeds
-    alone is too small by chance too often.
+    alone is too small by chance too often. Of a share of a layer's units it is at least what as
+    many independent units would have: that of three seeds without a single unit is 0.
 
     Raises:
       UserError: `folder` has no published results, or they are of one seed only.
@@ -197,7 +202,7 @@ def verify(params: "Params", layout: "Layout", folder: Path) -> Verification:
     of_metric = np.sqrt(variance.groupby("metric").transform("mean"))
     spread = np.maximum(published["std"], of_metric)
     both = published.join(own, how="inner", rsuffix="_own")
-    spread = spread[both.index]
+    spread = np.maximum(spread[both.index], _spread_of_independent_units(both, params, layout))
     allowed = STANDARD_ERRORS * spread * np.sqrt(1 / both["count"] + 1 / both["count_own"])
     distance = (both["mean_own"] - both["mean"]).abs()
     # Numbers are written with six digits.
@@ -222,6 +227,24 @@ def verify(params: "Params", layout: "Layout", folder: Path) -> Verification:
         missing=missing,
         parameters=_other_parameters(params, folder),
     )
+
+
+def _spread_of_independent_units(
+    both: pd.DataFrame, params: "Params", layout: "Layout"
+) -> Float[np.ndarray, " numbers"]:
+    """The standard deviation over seeds, in percent, of shares of units; 0 of other numbers."""
+    widths = {
+        name: read_json(layout.run(name, run.seeds[0]) / "run.json")["config"]["model"]["mlp_dims"]
+        for name, run in params.paper_runs.items()
+        if name in both.index.unique("run")
+    }
+    units = [
+        widths[run][int(layer)] if metric in _SHARES_OF_UNITS else math.inf
+        for run, layer, metric in both.index
+    ]
+    sums = both["mean"] * both["count"] + both["mean_own"] * both["count_own"]
+    share = sums / (both["count"] + both["count_own"])
+    return np.sqrt((share * (100 - share)).clip(lower=0) / np.array(units)).to_numpy()
 
 
 def _by_number(numbers: pd.DataFrame) -> pd.DataFrame:

@@ -197,7 +197,7 @@ class TrainingParams(Section):
     """Steps between checkpoints: what a killed run does again at most. Changes no result."""
     log_every_steps: PositiveInt = 100
     """Steps between lines of the log and of `relu-sparsity status`. Changes no result."""
-    tensorboard: bool = False
+    tensorboard: bool = Field(default=False, exclude=True)
     """Whether these lines are also written as TensorBoard's events, below each run's folder of the
     store: `tensorboard --logdir store/runs`. Changes no result."""
 
