@@ -4,6 +4,7 @@
 # make test                what needs no whole workflow, cluster or slice (minutes)
 # make test-all            all tests
 # make bench               how fast steps, whole jobs and the input are (10 minutes)
+# make mutations           does `make test` notice lines broken on purpose? (half an hour)
 # make chaos FAULTS=30     a run on slices through as many faults (half an hour; needs no cloud)
 # make tpu-check           do the paper's models fit its TPU slice? Needs no TPU (minutes)
 # make tpu-check TOPOLOGY=v5e:4x8
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 
 LIBTPU := $(VENV)/libtpu
 
-.PHONY: setup reproduce publish test test-all chaos bench tpu-check tpu-infer docs docs-serve lint lock help
+.PHONY: setup reproduce publish test test-all chaos bench mutations tpu-check tpu-infer docs docs-serve lint lock help
 .DEFAULT_GOAL := help
 
 help:
@@ -70,6 +71,9 @@ bench: setup
 	@echo "Jobs:    results/bench/jobs.md"
 	@echo "Input:   results/bench/input.md"
 	@echo "Growth:  results/bench/growth.svg"
+
+mutations: setup
+	$(BIN)/python bench/mutations.py
 
 # In a folder of its own: JAX finds it there when asked to, and starts faster without it.
 $(LIBTPU)/.complete: requirements-libtpu.txt $(VENV)/.complete

@@ -23,7 +23,7 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "workflow"))
 
-from projects import TINY, Project  # type: ignore[import-not-found]  # noqa: E402
+from projects import TINY, Project, copy_checkout  # type: ignore[import-not-found]  # noqa: E402
 
 from relu_sparsity.files import write_text  # noqa: E402
 
@@ -121,16 +121,7 @@ def main() -> None:
 
 
 def _build(folder: Path) -> Project:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    (folder / ".venv").symlink_to(sys.prefix, target_is_directory=True)
-    project = Project(folder)
+    project = copy_checkout(folder)
     project.edit(lambda document: document["scales"].update(smoke=TINY))
     git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.org"]
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)

@@ -81,6 +81,11 @@ def test_no_two_jobs_share_a_fingerprint():
     assert len(set(hashes)) == len(hashes)
 
 
+def test_the_order_of_keys_means_nothing():
+    one, other = {"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}
+    assert fingerprint.digest(one) == fingerprint.digest(other)
+
+
 def test_masks_of_other_intentions_are_other_masks():
     jobs = table()
     one, other = (jobs[f"mask/{run}/seed0"] for run in ("masked", "random_masked"))
@@ -128,6 +133,8 @@ def test_code_is_what_the_writer_imports_less_what_has_no_meaning():
     training = set(fingerprint.closure("training.run"))
     assert {"training.run", "training.loop", "training.step", "model", "kernels"} <= training
     assert {"sparsity", "interventions", "data.pipeline", "data.docs"} <= training
+    # Functions import it: it needs TFDS, which nothing else does.
+    assert "data.builders" in training
     assert not training & set(fingerprint.WITHOUT_MEANING)
     assert not any(name.startswith("paper") for name in training)
     tables = set(fingerprint.closure("paper.tables"))
@@ -145,6 +152,14 @@ def test_what_is_said_to_have_no_meaning_is_there():
 def test_the_report_means_its_captions_and_its_style():
     code = table()["report"].fingerprint.code
     assert {"workflow/report/figure.rst", "workflow/report/style.css"} <= set(code)
+
+
+def test_a_file_is_known_by_its_content(tmp_path):
+    caption, hashes = tmp_path / "caption.rst", []
+    for text in ("One.", "Another.", "One."):
+        caption.write_text(text)
+        hashes.append(fingerprint.code([], [caption]))
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_packages_that_change_numbers_are_in_every_runs_fingerprint(monkeypatch):

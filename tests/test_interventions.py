@@ -40,6 +40,13 @@ def test_random_mask_is_seeded_and_not_the_unused_mask():
     assert all(np.array_equal(a, b) for a, b in zip(same, again, strict=True))
     assert not np.array_equal(same[0], other[0])
     assert not np.array_equal(same[0], used[0])
+    (other_seed, _) = random_mask(used, seed=1, run_seed=0)
+    assert not np.array_equal(same[0], other_seed)
+
+
+def test_equal_layers_get_different_random_masks():
+    one, other = random_mask([np.arange(100) < 50] * 2, seed=0, run_seed=0)
+    assert not np.array_equal(one, other)
 
 
 def test_random_mask_over_the_model_moves_units_between_layers():

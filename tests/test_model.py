@@ -59,6 +59,42 @@ def test_every_choice_gives_float32_logits_and_gradients(choice):
         assert grad.dtype == jnp.float32, path
 
 
+def plain_logits(model, params, tokens):
+    """The forward pass, a layer at a time, with JAX's own attention."""
+    shape, heads = (*tokens.shape, params.emb_dim), (*tokens.shape, params.num_heads, -1)
+    embedding = model.embed.embedding[...]
+    fixed = params.positions == "sinusoidal"
+    x = embedding[tokens] * (params.emb_dim**0.5 if params.scale_embeddings else 1)
+    x += sinusoidal_positions(*shape[1:]) if fixed else model.positions[...]
+    graph, stacked = nnx.split(model.stacks[0].blocks)
+    for layer in range(params.num_layers):
+        block = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
+
+        def attention(x, block=block):
+            parts = jnp.split(block.attention.query_key_value(x), 3, axis=-1)
+            mixed = jax.nn.dot_product_attention(
+                *(part.reshape(heads) for part in parts), is_causal=True
+            )
+            return block.attention.out(mixed.reshape(shape))
+
+        def mlp(x, block=block):
+            return block.mlp.down(jnp.maximum(block.mlp.up(x), 0))
+
+        for norm, part in ((block.attention_norm, attention), (block.mlp_norm, mlp)):
+            x = norm(x + part(x)) if params.norm_position == "post" else x + part(norm(x))
+    x = model.final_norm(x)
+    return x @ embedding.T if params.tie_embeddings else model.logits(x)
+
+
+@pytest.mark.parametrize(
+    "choice", [each for each in CHOICES if {"remat", "dtype"}.isdisjoint(each)], ids=str
+)
+def test_every_choice_is_its_equation(choice):
+    params = SMALL.model_copy(update=choice)
+    model = build(params)
+    np.testing.assert_allclose(model(TOKENS), plain_logits(model, params, TOKENS), atol=1e-5)
+
+
 def test_logits_are_causal():
     model = build()
 

@@ -64,7 +64,7 @@ shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 13))
 values = st.one_of(st.just(0.0), st.floats(2**-10, 2**10, width=32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hnp.arrays(np.float32, shapes, elements=values))
 def test_equals_a6_on_any_activations(batch):
     assert_equals_reference(batch)
@@ -108,7 +108,7 @@ def test_names_a_shape_it_cannot_take(shape, monkeypatch):
         unit_use(np.zeros(shape, np.float32))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(hnp.arrays(np.int32, (3, 17), elements=st.integers(0, 11)))
 def test_histogram_and_sort_give_the_same_order_statistics(counts):
     ranks = np.tile(np.arange(17), (3, 1))
@@ -119,6 +119,13 @@ def test_histogram_and_sort_give_the_same_order_statistics(counts):
     )
     np.testing.assert_array_equal(by_sort, expected)
     np.testing.assert_array_equal(by_histogram, expected)
+
+
+@pytest.mark.parametrize("count", [sparsity._token_counts_by_piece, sparsity._token_counts_at_once])
+def test_a_long_sequence_is_counted_whole(count):
+    seq_len = 2**15  # One more than an int16 holds.
+    counts = count(jnp.ones((1, seq_len, 2), jnp.int8))
+    np.testing.assert_array_equal(counts, [[seq_len, seq_len]])
 
 
 def test_percentiles_are_exact_where_floats_would_round():

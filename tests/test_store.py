@@ -71,6 +71,20 @@ def test_exports_every_file_and_only_what_is_finished(store, tmp_path):
     assert record.fingerprint == "abc"
 
 
+def test_what_is_half_there_is_not_finished(store):
+    """In a bucket one file comes after the other, and run.json comes last."""
+    write_run(store.finished)
+    (store.finished / "run.json").unlink()
+    assert not store.is_finished()
+
+
+def test_the_newest_checkpoint_is_of_the_highest_step(store):
+    assert store.last_checkpoint() is None
+    for name in ("8", "16", "9", "24.orbax-checkpoint-tmp"):
+        (store.checkpoints / name).mkdir(parents=True)
+    assert store.last_checkpoint() == 16
+
+
 def test_adopts_a_whole_run_and_no_other(store, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     write_run(elsewhere)

@@ -402,6 +402,14 @@ class TestManifest:
         (tmp_path / "a.txt").write_text(changed)
         assert splits()["train"]["sha256"] != before["train"]["sha256"]
 
+    def test_other_borders_are_other_content(self):
+        contents = [
+            sources._content(Documents([{"text": text} for text in texts]))
+            for texts in ([b"ab", b"c"], [b"a", b"bc"])
+        ]
+        assert [content["bytes"] for content in contents] == [3, 3]
+        assert contents[0]["sha256"] != contents[1]["sha256"]
+
     def test_tfds(self, c4: DataParams, tokenizer_path: Path, tmp_path: Path):
         found = sources.manifest(c4, sources.prepare(c4, tmp_path / "root"), tokenizer_path)
         assert (found["name"], found["version"]) == ("c4/en", "3.1.0")

@@ -39,6 +39,9 @@ def test_convergence_is_the_mean_over_the_last_steps(run_dir):
     measured = [9000, *range(9020, 9981, 20), 9999]
     assert history.at_convergence("p50", 1000)[0] == pytest.approx(np.mean(measured))
     assert history.at_convergence("p50", 1)[0] == 9999
+    # Steps 9981 to 9999, and 9980 to 9999.
+    assert history.at_convergence("p50", 19)[0] == 9999
+    assert history.at_convergence("p50", 20)[0] == pytest.approx((9980 + 9999) / 2)
 
 
 @pytest.mark.parametrize(

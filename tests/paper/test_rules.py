@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from paper_runs import make_params, write_mask, write_paper_runs
@@ -60,7 +62,8 @@ def _break_2(results):
 
 
 def _break_3(results):
-    use(results, "baseline", "batch_use")[:, 0] = 0.5
+    # Below half of its initial use, and not of the next lowest layer's.
+    use(results, "baseline", "batch_use")[:, 0] = 0.4
 
 
 def _break_4(results):
@@ -177,6 +180,12 @@ def test_a_broken_claim_is_not_reproduced(results, number, tmp_path):
     assert decision.evidence
 
 
+def test_a_layer_that_starts_low_does_not_collapse(results):
+    first = units(results, "baseline", "first")[0]
+    first &= np.arange(first.size) < first.size // 5
+    assert decide(results, 3).verdict == "not reproduced"
+
+
 class TestEquivalence:
     """Claim 14, and its relatives 16 and 18."""
 
@@ -204,8 +213,11 @@ class TestEquivalence:
         accuracy(results, "masked")[1:] -= 0.002
         assert decide(results, 14).verdict == "reproduced"
 
-    def test_before_the_mask_step_nothing_counts(self, results):
-        accuracy(results, "masked")[0] -= 0.2
+    def test_up_to_the_mask_step_nothing_counts(self, results):
+        masked = results.runs["masked"]
+        masked[0] = replace(masked[0], parent_step=1000)
+        assert masked[0].eval_steps[:2].tolist() == [0, 1000]
+        accuracy(results, "masked")[:2] -= 0.2
         assert decide(results, 14).verdict == "reproduced"
 
     def test_too_little_data(self, results):

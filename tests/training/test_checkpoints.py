@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from relu_sparsity.training import checkpoints
+from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints, DamagedError
 
 NUM_HOSTS = 4
 
@@ -60,3 +66,18 @@ def test_a_store_that_does_not_answer_is_no_damage(tmp_path):
                for each in told)  # fmt: skip
     assert not (tmp_path / "damaged").exists()
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= {"4", "8"}
+
+
+@pytest.mark.parametrize("part", ["state", "history"])
+def test_other_numbers_than_were_saved_are_damage(tmp_path, monkeypatch, part):
+    """Whole files with a wrong number in them: only the digest tells."""
+    saved = Checkpoint(4, {"kernel": jnp.ones(3)}, {"at": 4}, {"loss": np.arange(4.0)})
+    changed = saved._replace(**{part: jax.tree.map(lambda leaf: leaf + 1, getattr(saved, part))})
+    stored = Checkpoints(tmp_path / "checkpoints")
+    digest = checkpoints._content(saved)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_content", lambda checkpoint: digest)
+        stored.save(changed)
+    with pytest.raises(DamagedError, match="its SHA-256 is not that of what was saved"):
+        stored.restore(4, saved.state)
+    stored.close()

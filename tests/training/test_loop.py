@@ -304,13 +304,17 @@ def test_losses_are_those_of_a_plain_optax_loop(make_job, config):
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, state = adamw.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
+        return optax.apply_updates(params, updates), state, loss, optax.global_norm(grads)
 
-    state, losses = adamw.init(params), []
+    state, losses, norms = adamw.init(params), [], []
     for _ in range(14):
-        params, state, loss = update(params, state, next(batches))
+        params, state, loss, norm = update(params, state, next(batches))
         losses.append(float(loss))
-    np.testing.assert_allclose(np.stack(history.training)[:, 0], losses, rtol=2e-4)
+        norms.append(float(norm))
+    recorded = np.stack(history.training)
+    np.testing.assert_allclose(recorded[:, 0], losses, rtol=2e-4)
+    np.testing.assert_allclose(recorded[:, 2], schedule(np.arange(14)), rtol=1e-5)
+    np.testing.assert_allclose(recorded[:, 3], norms, rtol=2e-3)
 
 
 def test_the_training_code_imports_what_costs_only_where_it_is_used():

@@ -118,6 +118,20 @@ def test_measuring_changes_nothing_of_the_update(config):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_an_evaluation_is_a_mean_over_each_sequence(config):
+    steps = make_steps(config, vocab_size=400, mesh=make_mesh(1))
+    rows = np.random.default_rng(0).integers(0, 400, (8, 17)).astype(np.int32)
+    params = steps.init(0).params
+    output = steps.evaluate(params, rows, None)
+    model = Transformer(config.model, vocab_size=400, max_len=16, rngs=nnx.Rngs(0))
+    nnx.update(model, params)
+    logits, targets = np.asarray(model(jnp.asarray(rows[:, :-1])), np.float64), rows[:, 1:]
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loss = -np.take_along_axis(log_probs, targets[..., None], -1)[..., 0].mean(axis=1)
+    np.testing.assert_allclose(output.loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(output.accuracy, (logits.argmax(-1) == targets).mean(axis=1))
+
+
 def hidden_activations(model, tokens, unit_masks):
     """Those of each layer, one layer after the other."""
     x = model.embed(tokens) + sinusoidal_positions(tokens.shape[1], model.embed.features)

@@ -3,14 +3,12 @@
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from gcloud_stand_in import Cloud
 from gcs_emulator import start_gcs_emulator
-from projects import ROOT, TINY, Project
+from projects import TINY, Project, copy_checkout
 from slices import Controller, make_tpu_scale_tiny, tables, train_in_one_process
 
 
@@ -25,19 +23,7 @@ def pytest_collection_modifyitems(items):
 def fresh(tmp_path_factory):
     """What a clone holds, with parameters that train in a second."""
     folder = tmp_path_factory.mktemp("project") / "fresh"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
-    (folder / ".venv").symlink_to(sys.prefix, target_is_directory=True)
-    project = Project(folder)
+    project = copy_checkout(folder)
     project.edit(lambda document: document["scales"].update(smoke=TINY))
     return project
 

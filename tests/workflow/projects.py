@@ -37,6 +37,23 @@ TINY = {
 }
 
 
+def copy_checkout(folder: Path) -> "Project":
+    """Copies what a clone of this checkout would hold, with what is not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    (folder / ".venv").symlink_to(sys.prefix, target_is_directory=True)
+    return Project(folder)
+
+
 def simulated(devices: int) -> str:
     """The XLA flag that makes one CPU look like several devices."""
     return f"--xla_force_host_platform_device_count={devices}"
