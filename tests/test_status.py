@@ -144,6 +144,8 @@ def test_watched_in_a_terminal_it_follows_a_run_until_it_is_interrupted(store):
         [sys.executable, "-m", "relu_sparsity.cli", "status", "--watch", "--every", "1"],
         env=os.environ | {"COLUMNS": "200", "LINES": "40", "TERM": "xterm"},
         stdin=other_end, stdout=other_end, stderr=other_end,
+        # What a shell starts in the background ignores Ctrl-C, and its children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     os.close(other_end)
     wait_for(terminal, "120 of 800")
