@@ -42,7 +42,7 @@ $(VENV)/.complete: requirements.txt pyproject.toml
 reproduce: setup
 	@$(BIN)/relu-sparsity plan --scale $(SCALE) --summary
 	@echo
-	$(BIN)/snakemake --cores $(CORES) --quiet reason --config scale=$(SCALE)
+	$(BIN)/snakemake --cores $(CORES) --logger relu-sparsity --config scale=$(SCALE)
 	@echo
 	@echo "Report:  results/$(SCALE)/report.html   (open it in a browser)"
 	@echo "Claims:  results/$(SCALE)/claims.md"

@@ -34,9 +34,13 @@ report: "workflow/report/overview.rst"
 
 
 onstart:
+    dag_view.expect(PARAMS, workflow.nodes or workflow.cores // PARAMS.resources.threads)
     if SLICE_PARAMS:
         require_setup(SLICE_PARAMS, PARAMS)
     keep_trained_runs(PARAMS, LAYOUT)
+    if sum(job.is_local for job in workflow.dag.needrun_jobs()) >= forkserver.ENOUGH_JOBS:
+        # It imports in the time that it takes to build the data, or to train.
+        forkserver.start()
 
 
 onsuccess:

@@ -76,7 +76,7 @@ def test_every_choice_differs_from_the_baseline_of_its_scale(scale):
         assert run.sensitivity
         assert run.seeds == (0,)
         assert run.config != base, run.name
-    assert "small_embeddings" not in load_params(FILE, "smoke").choices
+    assert "small_embeddings" not in load_params(FILE, "tpu").choices
     assert "small_embeddings" in load_params(FILE, "mini").choices
 
 
@@ -123,11 +123,11 @@ BAD = [
     ("scales.smoke.model", 3, "scales.smoke.model: 3: allowed: a mapping"),
     ("model", {}, "params.yaml: model: is no known key; allowed: scale, def"),
     ("scale", "huge", "scale: 'huge' is not one of the scales; allowed: smoke, mini, gpu, tpu"),
-    ("scales.smoke.mask.step", 800, "scales.smoke.mask.step: 800 is past the end"),
+    ("scales.smoke.mask.step", 500, "scales.smoke.mask.step: 500 is past the end"),
     ("scales.smoke.mask.step", 0, "scales.smoke.mask.step: 0: .*greater than 0"),
     (
-        "scales.smoke.metrics.convergence_window", 801,
-        "convergence_window: 801 is longer than the history; allowed: at most .*800",
+        "scales.smoke.metrics.convergence_window", 501,
+        "convergence_window: 501 is longer than the history; allowed: at most .*500",
     ),
     ("scales.smoke.optimizer.warmup_steps", 900, "warmup_steps: 900 is longer than the history"),
     ("scales.smoke.training.global_batch_size", 12, "global_batch_size: 12 is not a multiple of"),
@@ -216,7 +216,7 @@ def test_unknown_runs_and_seeds_are_named():
 
 def test_a_short_run_needs_no_mask_step(document):
     document["runs"]["short"] = {"training": {"num_steps": "x1/4"}}
-    assert parse_params(document, FILE, "smoke").run("short").config.training.num_steps == 200
+    assert parse_params(document, FILE, "smoke").run("short").config.training.num_steps == 125
 
 
 def test_a_folder_is_no_parameter_file(tmp_path):

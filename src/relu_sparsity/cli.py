@@ -344,6 +344,15 @@ def record(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> Non
     record_in_dvc(*_load(params_file, scale))
 
 
+@app.command(hidden=True)
+def fork_server(address: str) -> None:
+    """Run each short job of a workflow in a fork of this process. The workflow starts it."""
+    from relu_sparsity.forkserver import Server
+
+    Server(address).serve()
+    main()
+
+
 def _perform(params_file: Path, scale: str | None, *names: str) -> None:
     from relu_sparsity.perform import perform
 

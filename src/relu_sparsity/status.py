@@ -87,6 +87,11 @@ def all_status(params: Params) -> list[RunStatus]:
     ]
 
 
+def run_status(run: Run) -> RunStatus:
+    """The status of one run, as its own process tells it."""
+    return _status(run, {})
+
+
 def watch(params: Params, every: float) -> None:
     """Shows the status in the terminal until Ctrl-C.
 

@@ -17,7 +17,7 @@ from typing import IO
 from relu_sparsity.files import write_text
 from relu_sparsity.jobs import Job, job_table
 from relu_sparsity.layout import Layout
-from relu_sparsity.params import Params
+from relu_sparsity.params import MASKS, Params
 from relu_sparsity.provenance import Digests
 from relu_sparsity.runs import resolve_all
 
@@ -69,6 +69,21 @@ def write_stamps(jobs: Mapping[str, Job], layout: Layout) -> tuple[Layout, set[s
         os.utime(stamp, None if why else (_SETTLED, _SETTLED))
     digests.save()
     return layout, set(reasons)
+
+
+def critical_paths(params: Params) -> dict[str, int]:
+    """For each run, how long it and the longest chain of runs that waits for it take to train.
+
+    In steps of one layer: that is what times of small models go with.
+    """
+    paths: dict[str, int] = {}
+    for name, _ in reversed(params.jobs()):
+        run = params.runs[name]
+        first_step = run.config.mask.step if run.intervention in MASKS else 0
+        steps = run.config.training.num_steps - first_step
+        waiting = [paths[each.name] for each in params.runs.values() if each.parent == name]
+        paths[name] = run.config.model.num_layers * steps + max(waiting, default=0)
+    return paths
 
 
 def _can_write(folder: Path) -> bool:

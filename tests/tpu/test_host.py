@@ -74,5 +74,5 @@ def test_another_run_than_the_controllers_is_refused(start, tmp_path):
     state, report, log = start("params", wanted=wanted)
     assert state == "failed"
     assert "another run than the controller asked for" in report.message
-    assert "optimizer.peak_lr: 0.5 -> 0.02" in report.message
+    assert "optimizer.peak_lr: 0.5 -> 0.03" in report.message
     assert log == ""

@@ -29,12 +29,23 @@ def test_hours_are_added_and_only_those_of_a_slice_that_was_there_cost():
 
 
 def test_a_slice_that_is_there_counts_up_to_now(monkeypatch):
-    monkeypatch.setattr(usage.time, "time", lambda: 5 * HOUR)
+    monkeypatch.setattr(usage, "now", lambda: 5 * HOUR)
     there = SliceUse("v2-32", 1.0, asked=0).marked("active").marked("active")
     assert there.active == 5 * HOUR
-    monkeypatch.setattr(usage.time, "time", lambda: 7 * HOUR)
+    monkeypatch.setattr(usage, "now", lambda: 7 * HOUR)
     assert Usage.of([there]).slice_hours == pytest.approx(2.0)
     assert there.marked("active").active == 5 * HOUR, "the first time counts"
+
+
+def test_a_clock_that_is_set_changes_no_hours(monkeypatch):
+    there = SliceUse("v2-32", 1.0, asked=usage.now()).marked("active")
+    monkeypatch.setattr(usage.time, "time", lambda: 0.0)
+    assert 0.0 <= there.marked("gone").gone - there.active < 60.0
+
+
+def test_launchers_whose_clocks_differ_give_nothing_back():
+    used = Usage.of([SliceUse("v2-32", 16.0, asked=9 * HOUR, active=8 * HOUR, gone=7 * HOUR)])
+    assert (used.slice_hours, used.waiting_hours, used.cost) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,9 @@ def test_a_run_that_goes_on_from_another_kind_of_device_says_so(make_job, tmp_pa
 
 
 @pytest.mark.parametrize("step", [6, 7])
-def test_a_branch_changes_no_bit_of_the_run_that_it_leaves(make_job, written, tmp_path, step):
+def test_a_branch_changes_no_bit_of_the_run_that_it_leaves(
+    make_job, written, tmp_path, step, programs
+):
     alone = written(train(make_job("alone"), num_devices=1))
     left = train(make_job("left", branches={step: tmp_path / "branch"}), num_devices=1)
     assert written(left) == alone
@@ -220,6 +222,31 @@ def test_metrics_do_not_depend_on_the_number_of_devices(make_job, config, num_de
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(one.training, many.training, rtol=1e-5)
     np.testing.assert_allclose(one.eval_loss, many.eval_loss, rtol=1e-5)
+
+
+@pytest.fixture(params=["one program", "two programs"])
+def programs(request, monkeypatch):
+    """Short runs measure at every step and keep what is due; long ones measure when it is due."""
+    if request.param == "two programs":
+        monkeypatch.setattr(loop, "_STEPS_OF_ONE_PROGRAM", 0)
+
+
+def test_a_program_that_only_measures_when_due_gives_the_same_history(make_job, monkeypatch):
+    one = train(make_job("one"), num_devices=1)
+    monkeypatch.setattr(loop, "_STEPS_OF_ONE_PROGRAM", 0)
+    called = []
+    update = loop._Training._update
+
+    def noted(self, step, *, measure):
+        called.append(measure)
+        return update(self, step, measure=measure)
+
+    monkeypatch.setattr(loop._Training, "_update", noted)
+    two = train(make_job("two"), num_devices=1)
+    assert set(called) == {True, False}
+    assert one.steps == two.steps
+    np.testing.assert_allclose(one.training, two.training, rtol=1e-4)
+    np.testing.assert_allclose(one.unit_use, two.unit_use, atol=0.02)
 
 
 def test_names_a_batch_that_the_devices_cannot_share(make_job, config):

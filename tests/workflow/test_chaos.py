@@ -181,4 +181,5 @@ def test_faults_change_no_number(controller, expected, tmp_path):
         assert_same(tables(controller.project, run), expected[run])
         told = controller.status(run)
         assert told["state"] == "finished"
+        assert told["usage"]["slice_hours"] >= 0 <= told["usage"]["waiting_hours"]
         print(run, told["usage"])

@@ -392,3 +392,26 @@ def test_marks_of_half_written_files_stop_nothing_where_records_tell_that_they_a
     (project.folder / ".snakemake/incomplete").mkdir(exist_ok=True)
     (project.folder / ".snakemake/incomplete" / mark).touch()
     assert "Nothing to be done" in project.snakemake()
+
+
+def test_for_a_person_it_tells_what_runs_what_failed_and_no_more(project):
+    told = project.snakemake("--logger", "relu-sparsity")
+    assert (
+        told.splitlines()[-1]
+        == "Nothing to be done (all requested files are present and up to date)."
+    )
+    drawn = project.results / "figures" / "fig01.svg"
+    before = drawn.read_bytes()
+    drawn.unlink()
+    assert "draw fig01" in project.snakemake("-n", "--logger", "relu-sparsity")
+    told = project.snakemake(str(drawn.relative_to(project.folder)), "--logger", "relu-sparsity")
+    assert re.fullmatch(
+        r"draw fig01: done in 0:00:0\d; 1 of 1 jobs done in \S+", told.splitlines()[-1]
+    )
+    # This one job started by itself; when it was first drawn there was a server to fork.
+    assert drawn.read_bytes() == before
+    with (project.folder / "src/relu_sparsity/paper/figures.py").open("a") as module:
+        module.write('raise OSError("no paint")\n')
+    told = project.snakemake("--logger", "relu-sparsity", status=1)
+    assert "Error in rule figure" in told
+    assert "OSError: no paint" in told

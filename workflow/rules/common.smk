@@ -5,6 +5,7 @@ from pathlib import Path
 
 from snakemake.settings.enums import RerunTrigger
 
+from relu_sparsity import dag_view, forkserver
 from relu_sparsity.errors import UserError
 from relu_sparsity.jobs import job_table
 from relu_sparsity.layout import RUN_FILES, Layout
@@ -16,6 +17,7 @@ from relu_sparsity.tpu.setup import require_setup
 from relu_sparsity.tpu.slices import load_slice_params
 from relu_sparsity.workflow import (
     call_this_environment,
+    critical_paths,
     hold_workflow_lock,
     is_dry_run,
     keep_trained_runs,
@@ -54,6 +56,7 @@ except UserError as error:
 SCALE = PARAMS.scale
 FIGURES = figures(PARAMS.paper_runs)
 RUN = LAYOUT.run("{run}", "{seed}")
+CRITICAL_PATHS = critical_paths(PARAMS)
 
 
 wildcard_constraints:
@@ -72,6 +75,11 @@ def training_command(wildcards, threads, resources):
         size = f"--nodes={resources.nodes} --ntasks={resources.tasks} --cpus-per-task={threads}"
         return f"{resources.mpi} {size} relu-sparsity"
     return "relu-sparsity"
+
+
+def priority_of_run(wildcards):
+    """The longest chain of training first; what is drawn fills the gaps."""
+    return CRITICAL_PATHS[wildcards.run]
 
 
 def results_for(name):

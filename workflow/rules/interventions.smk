@@ -7,6 +7,7 @@ rule mask:
         LAYOUT.record(LAYOUT.mask("{run}", "{seed}")),
     log:
         LAYOUT.log("mask/{run}.seed{seed}"),
+    priority: priority_of_run
     threads: PARAMS.resources.threads
     resources:
         mem_mb=PARAMS.resources.mem_mb,
@@ -29,6 +30,7 @@ rule widths:
         LAYOUT.record(LAYOUT.widths("{run}", "{seed}")),
     log:
         LAYOUT.log("widths/{run}.seed{seed}"),
+    priority: priority_of_run
     params:
         scale=SCALE,
     message:

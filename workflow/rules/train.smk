@@ -8,6 +8,7 @@ rule train:
         LAYOUT.log("train/{run}.seed{seed}"),
     benchmark:
         LAYOUT.benchmark("train/{run}.seed{seed}")
+    priority: priority_of_run
     threads: PARAMS.resources.threads
     resources:
         mem_mb=PARAMS.resources.mem_mb,

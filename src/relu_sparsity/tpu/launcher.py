@@ -36,7 +36,7 @@ from relu_sparsity.tpu.slices import (
     SliceParams,
     owner_of,
 )
-from relu_sparsity.tpu.usage import SliceUse
+from relu_sparsity.tpu.usage import SliceUse, now
 from relu_sparsity.tpu.work import Work
 
 log = logging.getLogger(__name__)
@@ -203,9 +203,7 @@ class _Launcher:
                 f"{self._settings.accelerator_type} in {self._gcloud.zone}"
             )
             settings = self._settings
-            self._keep_use(
-                SliceUse(settings.accelerator_type, settings.hourly_price, asked=time.time())
-            )
+            self._keep_use(SliceUse(settings.accelerator_type, settings.hourly_price, asked=now()))
             try:
                 self._gcloud.create(
                     self._name, self._settings, startup_script=script, labels=labels

@@ -9,6 +9,23 @@ from relu_sparsity.plan import Plan
 from relu_sparsity.tpu.slices import SliceParams
 
 
+def _steady() -> float:
+    # Only Linux has one that counts sleep, as clouds do.
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+_ZERO = time.time() - _steady()
+
+
+def now() -> float:
+    """Seconds since 1970 by a clock that does not jump while this process lives.
+
+    When somebody sets the machine's clock, no slice gets cheaper or dearer.
+    """
+    return _ZERO + _steady()
+
+
 @dataclass(frozen=True)
 class SliceUse:
     """One slice of one job. Times are in seconds since 1970.
@@ -32,7 +49,7 @@ class SliceUse:
 
     def marked(self, event: Literal["active", "gone"]) -> "SliceUse":
         """The same with now as the time of an event, unless that was known before."""
-        known: dict[str, Any] = {event: getattr(self, event) or time.time()}
+        known: dict[str, Any] = {event: getattr(self, event) or now()}
         return replace(self, **known)
 
 
@@ -57,13 +74,17 @@ class Usage:
     @classmethod
     def of(cls, uses: Iterable[SliceUse]) -> "Usage":
         """Adds up."""
-        now, uses = time.time(), list(uses)
-        hours = [((use.gone or now) - (use.active or use.gone or now)) / 3600 for use in uses]
+        uses = list(uses)
+        ends = [use.gone or now() for use in uses]
+        starts = [use.active or end for use, end in zip(uses, ends, strict=True)]
+        hours = [_hours(start, end) for start, end in zip(starts, ends, strict=True)]
         prices = [use.hourly_price for use in uses]
         return cls(
             slices=len(uses),
             slice_hours=sum(hours),
-            waiting_hours=sum((use.active or use.gone or now) - use.asked for use in uses) / 3600,
+            waiting_hours=sum(
+                _hours(use.asked, start) for use, start in zip(uses, starts, strict=True)
+            ),
             lost_hours=sum(use.lost_seconds for use in uses) / 3600,
             cost=None
             if None in prices
@@ -89,6 +110,11 @@ class Usage:
             f"({self.lost_hours:.2f} of them for work that was lost) after "
             f"{self.waiting_hours:.2f} hours of waiting{cost}"
         )
+
+
+def _hours(start: float, end: float) -> float:
+    # The launchers that saw the two may have had clocks that differ.
+    return max(0.0, end - start) / 3600
 
 
 def planned_lines(plan: Plan, settings: SliceParams) -> Iterator[str]:

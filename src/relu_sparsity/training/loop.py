@@ -32,6 +32,10 @@ from relu_sparsity.training.step import (
 
 log = logging.getLogger(__name__)
 
+# Of so few steps every one runs the program that measures: to compile one that does not takes
+# longer than it would save.
+_STEPS_OF_ONE_PROGRAM = 1000
+
 
 def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None = None) -> History:
     """Trains to the end and returns the history.
@@ -136,6 +140,7 @@ class _Training:
         self._kept_units = jax.device_put(self._masks(), self._replicated)
         every = config.metrics.metrics_every_steps
         self._measured = {*range(0, training.num_steps, every), training.num_steps - 1}
+        self._one_program = training.num_steps <= _STEPS_OF_ONE_PROGRAM
         self.input = InputTimer()
         self.checkpoints = Checkpoints(job.checkpoints)
         self._state: TrainState | None = None
@@ -246,7 +251,8 @@ class _Training:
 
     def _update(self, step: int, *, measure: bool) -> StepOutput:
         tokens = self._put(self.input.next(self._batches, self.reader.pending))
-        run_step = self._steps.train_and_measure if measure else self._steps.train
+        measures = measure or self._one_program
+        run_step = self._steps.train_and_measure if measures else self._steps.train
         self._state, output = run_step(self.state, tokens, self._rates[step], self._kept_units)
         return output
 

@@ -1,0 +1,198 @@
+"""Short jobs start in a fork of a process that has imported everything.
+
+To draw a figure takes a fifth of a second, after a second of imports. So the workflow starts one
+server, which imports once and forks for each short job. What trains starts by itself: Snakemake
+measures it as a child of its own. Only on Linux.
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+from relu_sparsity import processes
+from relu_sparsity.fingerprint import NAME, PACKAGE, PACKAGES
+
+ADDRESS = "RELU_SPARSITY_FORK_SERVER"
+COMMANDS = frozenset(
+    {"claims", "extract", "figures", "own", "pruning", "report", "sensitivity", "summary",
+     "tables", "widths"}
+)  # fmt: skip
+# So many short jobs are worth a process that imports everything.
+ENOUGH_JOBS = 5
+_MODULES = ("cli", "paper.extract", "paper.figures", "perform", "report")
+_LIMIT = 2**17
+_FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+def start() -> None:
+    """Starts a server, which ends with this process, and tells this one's children its address."""
+    if sys.platform != "linux":
+        return
+    folder = tempfile.mkdtemp(prefix="relu-sparsity-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = os.path.join(folder, "socket")
+    # As Snakemake has it for a job of one thread; a fork would not take more threads along.
+    one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    server = subprocess.Popen(
+        [sys.executable, "-m", NAME, "fork-server", address],
+        stdin=subprocess.DEVNULL,
+        env=os.environ | one_thread,
+    )
+    atexit.register(server.terminate)
+    os.environ[ADDRESS] = address
+
+
+def call(arguments: Sequence[str]) -> int | None:
+    """Runs a command line in a fork of the server, with this process's files and environment.
+
+    Args:
+      arguments: The command line, its program first.
+
+    Returns:
+      The exit status, negative for a signal. None: there is no server, or it is not for this
+      command, or the code was edited since it started.
+    """
+    address = os.environ.get(ADDRESS)
+    if address is None or not COMMANDS.intersection(arguments[1:2]):
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)]).encode()
+        if len(request) > _LIMIT:
+            return None
+        try:
+            connection.connect(address)
+            socket.send_fds(connection, [request], [0, 1, 2])
+        except OSError:
+            return None
+        for number in _FORWARDED:
+            signal.signal(number, lambda number, _: connection.send(bytes([number])))
+        answer = connection.recv(16)
+    if not answer:
+        print("error: the process that was to do this job was killed", file=sys.stderr)
+        return 1
+    return None if answer == b"refused" else int(answer)
+
+
+class _Job(NamedTuple):
+    connection: socket.socket
+    pid: int
+
+
+class Server:
+    """Forks for each request that comes to an address.
+
+    Args:
+      address: Where its socket is to be.
+    """
+
+    def __init__(self, address: str) -> None:
+        processes.stop_with_parent()
+        # A Ctrl-C is for the clients.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._versions = _versions()
+        for module in _MODULES:
+            importlib.import_module(f"{NAME}.{module}")
+        gc.collect()
+        gc.freeze()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(address)
+        self._listener.listen(64)
+        # A fork would share the kernel's memory of an epoll.
+        self._selector = selectors.PollSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def serve(self) -> None:
+        """Returns in each fork, which then is the process of a job; never in the server."""
+        while True:
+            for key, _ in self._selector.select():
+                handle: Callable[..., bool] = key.data
+                if handle(key.fileobj):
+                    return
+
+    def _accept(self, listener: socket.socket) -> bool:
+        connection, _ = listener.accept()
+        request, files, *_ = socket.recv_fds(connection, _LIMIT, 3)
+        if not request:
+            # The client was killed before it asked for anything.
+            connection.close()
+            return False
+        try:
+            return self._fork(connection, json.loads(request), files)
+        finally:
+            for file in files:
+                os.close(file)
+
+    def _fork(self, connection: socket.socket, request: Any, files: Sequence[int]) -> bool:
+        if _versions() != self._versions:
+            # It would run the code of before, and say that it was that of now.
+            connection.send(b"refused")
+            connection.close()
+            return False
+        end, alive = os.pipe()
+        pid = os.fork()
+        if not pid:
+            self._become(request, files)
+            return True
+        os.close(alive)
+        job = _Job(connection, pid)
+        self._selector.register(connection, selectors.EVENT_READ, lambda _: self._forward(job))
+        # Its other side is open as long as the job lives.
+        self._selector.register(end, selectors.EVENT_READ, lambda _: self._end(job, end))
+        return False
+
+    def _become(self, request: Any, files: Sequence[int]) -> None:
+        # A Ctrl-C reaches it through its client alone.
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        processes.stop_with_parent()
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+            if isinstance(key.fileobj, int):
+                os.close(key.fileobj)
+            else:
+                key.fileobj.close()  # type: ignore[attr-defined]
+        self._selector.close()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        arguments, folder, environment = request
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv[:] = arguments
+
+    def _forward(self, job: _Job) -> bool:
+        number = job.connection.recv(1)
+        if not number:
+            # The client was killed.
+            self._selector.unregister(job.connection)
+        os.kill(job.pid, number[0] if number else signal.SIGTERM)
+        return False
+
+    def _end(self, job: _Job, end: int) -> bool:
+        self._selector.unregister(end)
+        os.close(end)
+        _, status = os.waitpid(job.pid, 0)
+        if job.connection in {key.fileobj for key in self._selector.get_map().values()}:
+            self._selector.unregister(job.connection)
+            job.connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+        job.connection.close()
+        return False
+
+
+def _versions() -> dict[str, Any]:
+    """What a running process would not notice: edits of the code, other versions of packages."""
+    stats = {path: path.stat() for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml")}
+    versions: dict[str, Any] = {name: metadata.version(name) for name in PACKAGES}
+    return versions | {str(path): (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}

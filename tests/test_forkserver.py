@@ -1,0 +1,128 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from relu_sparsity.forkserver import ADDRESS
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the server")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+class Served:
+    """A server of a copy of the code, and its clients."""
+
+    def __init__(self, folder):
+        self.source = folder / "src"
+        shutil.copytree(ROOT / "src" / "relu_sparsity", self.source / "relu_sparsity")
+        address = folder / "socket"
+        self.environment = os.environ | {"PYTHONPATH": str(self.source), ADDRESS: str(address)}
+        self.server = self.start("fork-server", str(address))
+        wait_for(address.exists)
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "relu_sparsity", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def start_blocked(self, folder):
+        """A job that waits for its parameters, and its process, a child of the server."""
+        os.mkfifo(folder / "params.yaml")
+        client = self.start("figures", "--params-file", str(folder / "params.yaml"))
+        [job] = wait_for(lambda: children(self.server.pid))
+        return client, int(job)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    served = Served(tmp_path_factory.mktemp("served"))
+    yield served
+    served.server.terminate()
+    served.server.wait()
+
+
+def test_a_job_has_its_clients_files_folder_and_status(served):
+    client = served.start("figures", "--figure", "fig99")
+    output, errors = client.communicate(timeout=60)
+    assert (client.returncode, output) == (1, "")
+    assert errors.startswith("error: figure 'fig99' is not one of this scale's")
+
+
+def test_many_jobs_at_once(served):
+    clients = [served.start("tables", "--table", f"table{99 + i}") for i in range(8)]
+    for i, client in enumerate(clients):
+        assert f"'table{99 + i}'" in client.communicate(timeout=60)[1]
+    wait_for(lambda: not children(served.server.pid))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_job_and_its_end_the_caller(served, tmp_path, number):
+    client, job = served.start_blocked(tmp_path)
+    client.send_signal(number)
+    client.communicate(timeout=60)
+    # Typer ends with 130 at Ctrl-C.
+    assert client.returncode == {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 130}[number]
+    wait_for(lambda: not Path(f"/proc/{job}").exists())
+
+
+def test_a_job_ends_with_its_client(served, tmp_path):
+    client, job = served.start_blocked(tmp_path)
+    client.kill()
+    client.communicate(timeout=60)
+    wait_for(lambda: not Path(f"/proc/{job}").exists())
+
+
+def test_a_job_whose_process_is_killed_has_failed(served, tmp_path):
+    client, job = served.start_blocked(tmp_path)
+    os.kill(job, signal.SIGKILL)
+    client.communicate(timeout=60)
+    assert client.returncode == -signal.SIGKILL
+
+
+def test_what_trains_starts_by_itself(served):
+    client = served.start("train", "--run", "nothing")
+    seen = set()
+    while client.poll() is None:
+        seen.update(children(served.server.pid))
+        time.sleep(0.01)
+    assert "run 'nothing' is not in params.yaml" in client.communicate()[1]
+    assert seen == set()
+
+
+# The last of them: it ends what the server is good for.
+def test_edited_code_is_not_run_by_a_server_of_before(served):
+    module = served.source / "relu_sparsity" / "cli.py"
+    text = module.read_text()
+    module.write_text(text.replace("is not one of this scale's", "is unheard of"))
+    client = served.start("figures", "--figure", "fig99")
+    assert "figure 'fig99' is unheard of" in client.communicate(timeout=60)[1]
+
+
+def test_without_its_server_a_job_runs_by_itself(served):
+    served.server.terminate()
+    served.server.wait()
+    client = served.start("figures", "--figure", "fig99")
+    assert "error: figure 'fig99'" in client.communicate(timeout=60)[1]
