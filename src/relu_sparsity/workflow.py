@@ -55,7 +55,7 @@ def write_stamps(jobs: Mapping[str, Job], layout: Layout) -> tuple[Layout, set[s
       The layout, with the stamps where they could be written, and the jobs that have to run.
     """
     digests = remembered_digests(layout)
-    if not _can_write(layout.stamps):
+    if not can_write(layout.stamps):
         # Somebody else's checkout can be looked at: `snakemake -n`.
         digests = Digests()
         layout = replace(layout, stamps=Path(mkdtemp(prefix="relu-sparsity-stamps-")))
@@ -86,12 +86,32 @@ def critical_paths(params: Params) -> dict[str, int]:
     return paths
 
 
-def _can_write(folder: Path) -> bool:
+def can_write(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if it is not there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
     return os.access(folder, os.W_OK)
+
+
+def look_only() -> None:
+    """Lets a dry run look at a checkout that cannot be written.
+
+    Snakemake keeps notes on files also where it only looks, below .snakemake; they decide nothing
+    here, as stamps tell what is stale. And it refuses to plan what it could not write.
+    """
+    from snakemake.jobs import Job as SnakemakeJob
+    from snakemake.persistence.file import FilePersistence
+
+    begin = FilePersistence.__init__
+    elsewhere = {"path": Path(mkdtemp(prefix="relu-sparsity-notes-"))}
+    FilePersistence.__init__ = lambda notes, **settings: begin(notes, **(settings | elsewhere))
+
+    async def may_be_protected(job: SnakemakeJob) -> None:
+        pass
+
+    SnakemakeJob.check_protected_output = may_be_protected
 
 
 def keep_trained_runs(params: Params, layout: Layout) -> None:

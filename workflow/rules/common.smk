@@ -17,10 +17,12 @@ from relu_sparsity.tpu.setup import require_setup
 from relu_sparsity.tpu.slices import load_slice_params
 from relu_sparsity.workflow import (
     call_this_environment,
+    can_write,
     critical_paths,
     hold_workflow_lock,
     is_dry_run,
     keep_trained_runs,
+    look_only,
     record_in_dvc_now,
     write_stamps,
 )
@@ -30,6 +32,8 @@ use_huge_pages()
 # As `--rerun-triggers mtime`, which a Snakefile cannot say: stamps tell what is stale. A job that ran
 # because a rule's text changed would hide from Snakemake that later ones are stale by their stamps.
 type(workflow).rerun_triggers = property(lambda _: {RerunTrigger.MTIME})
+if is_dry_run(sys.argv) and not can_write(Path(".snakemake")):
+    look_only()
 if "DVC_ROOT" in os.environ:
     # A killed `dvc repro` leaves nothing running, so that the next one can go on.
     stop_with_parent(signal.SIGKILL)
