@@ -10,8 +10,9 @@ from relu_sparsity.files import read_json, write_json, write_text
 from relu_sparsity.paper.catalog import TABLES
 from relu_sparsity.paper.extract import write_metrics
 from relu_sparsity.paper.figures import write_figure
+from relu_sparsity.paper.summary import write_summary
 from relu_sparsity.paper.tables import write_table
-from relu_sparsity.paper.verdicts import write_claims, write_summary
+from relu_sparsity.paper.verdicts import write_claims
 from relu_sparsity.publication import publish, verify
 
 

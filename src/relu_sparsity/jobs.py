@@ -274,7 +274,7 @@ def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
         parameters={"claims": params.claims.model_dump(mode="json")}, may_lack=True,
     )  # fmt: skip
     yield Job(
-        "summary", "paper.verdicts:write_summary", (layout.summary,),
+        "summary", "paper.summary:write_summary", (layout.summary, *layout.curves),
         layout.record(layout.summary), stage="claims",
         after=("claims", *extracted(params.paper_runs)),
     )  # fmt: skip

@@ -111,6 +111,11 @@ class Layout:
         return self.results / "metrics.yaml"
 
     @property
+    def curves(self) -> list[Path]:
+        """The curves of all runs in two files, for `dvc plots`."""
+        return [self.results / "curves" / f"{name}.csv" for name in ("heldout_loss", "batch_use")]
+
+    @property
     def report(self) -> Path:
         """The self-contained report."""
         return self.results / "report.html"

@@ -72,7 +72,9 @@ def test_a_new_run_shows_up_without_code(project):
     assert "run_no_decay.svg" in html
     after = project.result_bytes()
     changed = {name for name in before if before[name] != after[name]}
-    assert all(re.match(r"(made_from/)?(claims|report|metrics)", name) for name in changed)
+    assert all(re.match(r"(made_from/)?(claims|curves|report|metrics)", name) for name in changed)
+    assert b",no_decay\n" in after["curves/batch_use.csv"]
+    assert b",no_decay,0\n" in after["curves/heldout_loss.csv"]
     assert "Nothing to be done" in project.snakemake()
 
 

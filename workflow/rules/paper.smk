@@ -67,13 +67,14 @@ rule summary:
         claims_and_runs=results_for("summary"),
     output:
         LAYOUT.summary,
+        LAYOUT.curves,
         LAYOUT.record(LAYOUT.summary),
     log:
         LAYOUT.log("summary"),
     params:
         scale=SCALE,
     message:
-        "sum up losses and verdicts"
+        "sum up losses, curves and verdicts"
     shell:
         "relu-sparsity summary --scale {params.scale} > {log} 2>&1"
 

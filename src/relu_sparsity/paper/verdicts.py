@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import yaml
 
-from relu_sparsity.files import read_json, to_json, write_text
+from relu_sparsity.files import to_json, write_text
 from relu_sparsity.paper.claims import CLAIMS, Claim
 from relu_sparsity.paper.evidence import (
     MIN_SEEDS,
@@ -249,21 +248,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def write_summary(params: "Params", layout: "Layout") -> None:
-    """Sums up a scale in a few numbers, for `dvc metrics`.
-
-    Reads each run's metrics.json, and claims.json. Writes, for every run, the mean over its seeds
-    of the held-out `loss` (nats) and of `batch_use` (percent of all units), and in `claims` how
-    many are reproduced, not reproduced and not decidable.
-    """
-    means: dict[str, dict[str, float]] = {"loss": {}, "batch_use": {}}
-    for name, run in params.paper_runs.items():
-        seeds = [read_json(layout.run(name, seed) / "metrics.json") for seed in run.seeds]
-        for metric, key in (("loss", "loss"), ("batch_use", "total_batch_use")):
-            means[metric][name] = float(f"{np.mean([seed[key] for seed in seeds]):.6g}")
-    claims = read_json(layout.results / "claims.json")["claims"]
-    found = Counter(claim["verdict"] for claim in claims)
-    verdicts = {verdict.replace(" ", "_"): found[verdict] for verdict in VERDICTS}
-    write_text(layout.summary, yaml.safe_dump({"claims": verdicts, **means}, sort_keys=False))
