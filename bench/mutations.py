@@ -317,6 +317,14 @@ MUTATIONS = {
         "three seeds do not speak of training", "paper/verdicts.py",
         "0 < len(seeds) < MIN_SEEDS", "0 < len(seeds) <= MIN_SEEDS", "paper/test_verdicts.py",
     ),
+    "edited": Mutation(
+        "a job runs the code that its server imported, and is said to be made by that on disk",
+        "forkserver.py", "if _versions() != self._versions:", "if False:", "test_forkserver.py",
+    ),
+    "one_program": Mutation(
+        "runs of few steps keep every step", "training/loop.py",
+        "if step in self._recorded:", "if output.unit_use is not None:", "training/test_loop.py",
+    ),
 }  # fmt: skip
 
 
