@@ -3,10 +3,12 @@
 import struct
 import sys
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from relu_sparsity.errors import UserError
+from relu_sparsity.metrics import METRICS
 from relu_sparsity.training.loop import train
 
 
@@ -57,6 +59,12 @@ def test_a_run_that_goes_on_has_every_point_once(make_job, with_events, written,
         steps, numbers = zip(*shown[f"heldout/{tag}"], strict=True)
         assert list(steps) == history.eval_steps
         assert numbers == pytest.approx([float(each.mean()) for each in values])
+    # Of a step that was measured, at every third.
+    use = np.stack(history.unit_use)[:, :, list(METRICS).index("batch_use")]
+    for layer in range(use.shape[1]):
+        steps, numbers = zip(*shown[f"batch_use/layer{layer}"], strict=True)
+        assert steps == (3, 6, 9, 12, 14)
+        assert set(np.float32(numbers)) <= set(np.float32(use[:, layer]))
     assert written(history) == expected
 
 

@@ -83,7 +83,8 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
                 if step == until:
                     break
             run.take(step)
-            progress.advance(step, run.reader.loss, run.input.seconds)
+            newest_use = run.history.unit_use[-1] if run.history.unit_use else None
+            progress.advance(step, run.reader.loss, run.input.seconds, newest_use)
             watchdog.take_step()
     run.checkpoints.close()
     watchdog.end()

@@ -17,12 +17,14 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import AnyPath, is_remote, write_json, write_text
 from relu_sparsity.flops import forward_flops_per_token
 from relu_sparsity.hardware import peak_flops
+from relu_sparsity.metrics import METRICS
 from relu_sparsity.params import RunConfig
 
 log = logging.getLogger(__name__)
@@ -168,13 +170,20 @@ class Progress:
         self._write_events({"heldout/loss": loss, "heldout/accuracy": accuracy})
         self._last_time = None
 
-    def advance(self, step: int, loss: float, input_seconds: float) -> None:
+    def advance(
+        self,
+        step: int,
+        loss: float,
+        input_seconds: float,
+        unit_use: Float[np.ndarray, "layers metrics"] | None = None,
+    ) -> None:
         """Counts a step.
 
         Args:
           step: The step.
           loss: The newest that is known, in nats.
           input_seconds: How long the devices have waited for input since the start.
+          unit_use: The newest that is known of `METRICS`, fractions 0 to 1.
         """
         done = step + 1
         self._known["step"] = done
@@ -201,6 +210,14 @@ class Progress:
             self._write_state("training")
             speed = self._tokens_per_second
             self._write_events({"training/loss": loss, "training/tokens_per_second": speed})
+            if unit_use is not None:
+                self._write_events(
+                    {
+                        f"{metric}/layer{layer}": float(value)
+                        for layer, values in enumerate(unit_use)
+                        for metric, value in zip(METRICS, values, strict=True)
+                    }
+                )
             if self._bar is None:
                 log.info(
                     "%s: step %d of %d, %s%s",
