@@ -94,7 +94,7 @@ def test_editing_one_runs_parameter_reruns_it_and_what_follows(project):
     assert {"tables/table5.csv", "figures/fig29.svg", "report.html"} <= changed
     allowed = (
         r"runs/lr_x1of3/|tables/(made_from/)?table5|figures/(made_from/)?fig(29|30|31)"
-        r"|(made_from/)?(claims|report|metrics)"
+        r"|(made_from/)?(claims|curves|report|metrics)"
     )
     assert [name for name in changed if not re.match(allowed, name)] == []
     assert "Nothing to be done" in project.snakemake()
