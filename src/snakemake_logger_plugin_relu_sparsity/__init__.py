@@ -1,16 +1,33 @@
 """`snakemake --logger relu-sparsity`: what a person at a terminal wants to know of a workflow.
 
-A line for each running job, one for each that took its time, what failed and why, and how long the
-rest takes. Snakemake's own log has everything, as before: `.snakemake/log`.
+A line for each running job, one for each that took its time or was stopped, what failed and why,
+and how long the rest takes. Snakemake's own log has everything, as before: `.snakemake/log`.
 """
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+# What a training job says and ends with when it was asked to stop.
+GOES_ON = "the same command goes on"
+_STOPPED_STATUS = 143
 _FAILED = (LogEvent.ERROR, LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR)
+
+
+def _stopped(told: Mapping[str, Any]) -> str | None:
+    """What to say of a job that was asked to stop, and has saved; None of one that failed."""
+    if told["event"] == LogEvent.ERROR:
+        # Snakemake tells the same again, job by job.
+        return "" if f"exit status {_STOPPED_STATUS}" in str(told["msg"]) else None
+    for log in told.get("log") or ():
+        lines = Path(log).read_text(encoding="utf-8").splitlines() if Path(log).is_file() else []
+        if lines and lines[-1].endswith(GOES_ON):
+            return lines[-1]
+    return None
 
 
 class LogHandler(LogHandlerBase):
@@ -38,7 +55,9 @@ class LogHandler(LogHandlerBase):
     def _take(self, record: logging.LogRecord) -> None:
         told: dict[str, Any] = record.__dict__
         event = told.get("event")
-        if self._shows_all or event in _FAILED or record.levelno >= logging.WARNING:
+        if not self._shows_all and event in _FAILED and (stopped := _stopped(told)) is not None:
+            self._view.say(stopped)
+        elif self._shows_all or event in _FAILED or record.levelno >= logging.WARNING:
             self._view.say(self._texts.format(record))
         elif event == LogEvent.RUN_INFO:
             counts = dict(told["stats"])
