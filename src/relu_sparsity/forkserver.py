@@ -33,6 +33,8 @@ COMMANDS = frozenset(
 ENOUGH_JOBS = 5
 _MODULES = ("cli", "paper.extract", "paper.figures", "perform", "report")
 _LIMIT = 2**17
+# Linux allows a socket no longer name.
+_MAX_ADDRESS = 107
 _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
@@ -43,6 +45,8 @@ def start() -> None:
     folder = tempfile.mkdtemp(prefix="relu-sparsity-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = os.path.join(folder, "socket")
+    if len(address) > _MAX_ADDRESS:
+        return
     # As Snakemake has it for a job of one thread; a fork would not take more threads along.
     one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     server = subprocess.Popen(
