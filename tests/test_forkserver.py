@@ -34,7 +34,7 @@ class Served:
         shutil.copytree(ROOT / "src" / "relu_sparsity", self.source / "relu_sparsity")
         address = folder / "socket"
         self.environment = os.environ | {"PYTHONPATH": str(self.source), ADDRESS: str(address)}
-        self.server = self.start("fork-server", str(address))
+        self.server = self.start("fork-server", str(address), str(os.getpid()))
         wait_for(address.exists)
 
     def start(self, *arguments):
@@ -100,6 +100,12 @@ def test_a_job_whose_process_is_killed_has_failed(served, tmp_path):
     os.kill(job, signal.SIGKILL)
     client.communicate(timeout=60)
     assert client.returncode == -signal.SIGKILL
+
+
+def test_a_server_whose_parent_is_dead_already_ends(served, tmp_path):
+    server = served.start("fork-server", str(tmp_path / "socket"), str(served.server.pid))
+    server.communicate(timeout=60)
+    assert server.returncode == -signal.SIGTERM
 
 
 def test_what_trains_starts_by_itself(served):

@@ -50,7 +50,7 @@ def start() -> None:
     # As Snakemake has it for a job of one thread; a fork would not take more threads along.
     one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     server = subprocess.Popen(
-        [sys.executable, "-m", NAME, "fork-server", address],
+        [sys.executable, "-m", NAME, "fork-server", address, str(os.getpid())],
         stdin=subprocess.DEVNULL,
         env=os.environ | one_thread,
     )
@@ -99,10 +99,11 @@ class Server:
 
     Args:
       address: Where its socket is to be.
+      parent: The process that has started it, and that it ends with.
     """
 
-    def __init__(self, address: str) -> None:
-        processes.stop_with_parent()
+    def __init__(self, address: str, parent: int) -> None:
+        processes.stop_with_parent(parent=parent)
         # A Ctrl-C is for the clients.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._versions = _versions()
@@ -145,8 +146,9 @@ class Server:
             connection.close()
             return False
         end, alive = os.pipe()
-        pid = os.fork()
+        server, pid = os.getpid(), os.fork()
         if not pid:
+            processes.stop_with_parent(parent=server)
             self._become(request, files)
             return True
         os.close(alive)
@@ -160,7 +162,6 @@ class Server:
         # A Ctrl-C reaches it through its client alone.
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        processes.stop_with_parent()
         for key in list(self._selector.get_map().values()):
             self._selector.unregister(key.fileobj)
             if isinstance(key.fileobj, int):

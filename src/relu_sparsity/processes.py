@@ -6,12 +6,19 @@ import signal
 import sys
 
 
-def stop_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Asks the kernel to send this process a signal when its parent dies. Only Linux can."""
+def stop_with_parent(number: signal.Signals = signal.SIGTERM, parent: int | None = None) -> None:
+    """Asks the kernel to send this process a signal when its parent dies. Only Linux can.
+
+    Args:
+      number: The signal.
+      parent: The process that has started this one; if it is dead already, the signal comes now.
+    """
     if sys.platform != "linux":
         return
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, number)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 def use_huge_pages() -> None:
