@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from relu_sparsity.files import write_json
+from relu_sparsity.files import read_json, write_json
 from relu_sparsity.layout import Layout
 from relu_sparsity.metrics import METRICS
+from relu_sparsity.paper.extract import write_metrics
 from relu_sparsity.paper.published import published
 from relu_sparsity.params import Params
 from relu_sparsity.params_file import parse_params
@@ -177,3 +178,17 @@ def write_paper_runs(results_dir: Path, params: Params) -> None:
         write_run(results_dir / "runs" / name / f"seed{seed}", params, name, seed, run)
         if "masked" in name:
             write_mask(results_dir / "runs" / name / f"seed{seed}" / "mask.npz", run.mlp_dims, 0.3)
+
+
+def write_paper_results(folder: Path) -> tuple[Params, Layout]:
+    """A scale of two seeds of every run, with the metrics that other results are made from."""
+    params = make_params(seeds=[0, 1], runs={"round1": {"seeds": [1, 2]},
+                                             "round2": {"seeds": [1, 2]}})  # fmt: skip
+    write_paper_runs(folder, params)
+    layout = layout_of(folder)
+    for name, run in params.paper_runs.items():
+        for seed in run.seeds:
+            path = layout.run(name, seed) / "run.json"
+            write_json(path, read_json(path) | {"environment": {"device_kind": "cpu"}})
+            write_metrics(params, layout, name, seed)
+    return params, layout

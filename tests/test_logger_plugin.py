@@ -1,13 +1,12 @@
 """`snakemake --logger relu-sparsity`, from the records that Snakemake logs."""
 
 import logging
-from pathlib import Path
 
 from snakemake.settings.types import OutputSettings
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from relu_sparsity.training import loop
-from snakemake_logger_plugin_relu_sparsity import GOES_ON, LogHandler
+from relu_sparsity.errors import GOES_ON
+from snakemake_logger_plugin_relu_sparsity import LogHandler
 
 
 def record(message, level=logging.INFO, **told):
@@ -52,7 +51,3 @@ def test_what_snakemake_says_beside_is_left_to_its_log(capsys):
         "Nothing to be done (all requested files are present and up to date).",
         "a file is missing",
     ]
-
-
-def test_training_says_what_the_plugin_knows_a_stopped_job_by():
-    assert GOES_ON in Path(loop.__file__).read_text()

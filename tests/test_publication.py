@@ -3,12 +3,11 @@ import json
 import pandas as pd
 import pytest
 import yaml
-from paper_runs import layout_of, make_params, write_paper_runs
+from paper_runs import write_paper_results
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
 from relu_sparsity.paper.catalog import TABLES
-from relu_sparsity.paper.extract import write_metrics
 from relu_sparsity.paper.figures import write_figure
 from relu_sparsity.paper.summary import write_summary
 from relu_sparsity.paper.tables import write_table
@@ -19,15 +18,7 @@ from relu_sparsity.publication import publish, verify
 @pytest.fixture
 def scale(tmp_path):
     """A scale of two seeds with all its small results, and where they are."""
-    params = make_params(seeds=[0, 1], runs={"round1": {"seeds": [1, 2]},
-                                             "round2": {"seeds": [1, 2]}})  # fmt: skip
-    write_paper_runs(tmp_path / "test", params)
-    layout = layout_of(tmp_path / "test")
-    for name, run in params.paper_runs.items():
-        for seed in run.seeds:
-            path = layout.run(name, seed) / "run.json"
-            write_json(path, read_json(path) | {"environment": {"device_kind": "cpu"}})
-            write_metrics(params, layout, name, seed)
+    params, layout = write_paper_results(tmp_path / "test")
     for table in TABLES:
         write_table(params, layout, table)
     for figure in ("fig01", "fig02", "fig03", "fig04"):

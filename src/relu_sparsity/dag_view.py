@@ -11,7 +11,7 @@ from relu_sparsity.durations import duration
 from relu_sparsity.layout import Layout
 from relu_sparsity.params import Params
 from relu_sparsity.plan import make_plan
-from relu_sparsity.runs import resolve
+from relu_sparsity.runs import Run, resolve
 from relu_sparsity.status import RunStatus, run_status
 
 if TYPE_CHECKING:
@@ -101,17 +101,12 @@ class Expected:
         }
         return TimeLeft(training, counts, self.slots)
 
-    def status(self, name: str) -> RunStatus | None:
-        """How far the run of a training job is."""
-        rule, *run = name.split("/")
+    def run(self, rule: str, wildcards: Mapping[str, str]) -> Run | None:
+        """The run that a job trains; None of one that does not."""
         if rule != "train":
             return None
-        told = run_status(
-            resolve(
-                self.params, Layout(self.params.scale), run[0], int(run[1].removeprefix("seed"))
-            )
-        )
-        return told if told.state == "training" else None
+        layout = Layout(self.params.scale)
+        return resolve(self.params, layout, wildcards["run"], int(wildcards["seed"]))
 
 
 _expected: Expected | None = None
@@ -133,6 +128,12 @@ class _Running:
     name: str
     message: str
     since: float
+    run: Run | None
+
+    def status(self) -> RunStatus | None:
+        """How far its training is; None where it does not train, or not yet."""
+        told = None if self.run is None else run_status(self.run)
+        return told if told is not None and told.state == "training" else None
 
 
 class DagView:
@@ -176,7 +177,8 @@ class DagView:
                 self._time_left = _expected.time_left(self._counts)
             parts = [f"seed{value}" if key == "seed" else value for key, value in wildcards.items()]
             name = "/".join([rule, *parts])
-            self._running[job] = _Running(name, message or rule, self._clock())
+            run = None if _expected is None else _expected.run(rule, wildcards)
+            self._running[job] = _Running(name, message or rule, self._clock(), run)
 
     def finish(self, job: int) -> None:
         """A job is done."""
@@ -217,7 +219,7 @@ class DagView:
     def _cells(self, job: _Running) -> Iterator[str]:
         yield f"  {job.message}"
         yield duration(self._clock() - job.since)
-        told = _expected.status(job.name) if _expected is not None else None
+        told = job.status()
         if told is not None:
             yield f"step {told.step:,} of {told.num_steps:,}"
             yield "" if told.loss is None else f"loss {told.loss:.3f}"
@@ -231,6 +233,6 @@ class DagView:
         now = self._clock()
         running = {}
         for job in self._running.values():
-            told = _expected.status(job.name) if _expected is not None else None
+            told = job.status()
             running[job.name] = (now - job.since, None if told is None else told.seconds_left)
         return f"{counted}, about {duration(self._time_left.seconds(running))} left"

@@ -3,6 +3,9 @@
 # What the command line exits with: for these errors, and where it makes sense to try again.
 USER_ERROR_STATUS = 1
 TRY_AGAIN_STATUS = 75
+# What a job that was asked to stop, and has saved, exits with and says.
+STOPPED_STATUS = 143
+GOES_ON = "the same command goes on"
 
 
 class UserError(Exception):

@@ -12,9 +12,8 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-# What a training job says and ends with when it was asked to stop.
-GOES_ON = "the same command goes on"
-_STOPPED_STATUS = 143
+from relu_sparsity.errors import GOES_ON, STOPPED_STATUS
+
 _FAILED = (LogEvent.ERROR, LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR)
 
 
@@ -22,10 +21,10 @@ def _stopped(told: Mapping[str, Any]) -> str | None:
     """What to say of a job that was asked to stop, and has saved; None of one that failed."""
     if told["event"] == LogEvent.ERROR:
         # Snakemake tells the same again, job by job.
-        return "" if f"exit status {_STOPPED_STATUS}" in str(told["msg"]) else None
+        return "" if f"exit status {STOPPED_STATUS}" in str(told["msg"]) else None
     for log in told.get("log") or ():
         lines = Path(log).read_text(encoding="utf-8").splitlines() if Path(log).is_file() else []
-        if lines and lines[-1].endswith(GOES_ON):
+        if lines and GOES_ON in lines[-1]:
             return lines[-1]
     return None
 

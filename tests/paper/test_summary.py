@@ -1,21 +1,14 @@
 import pandas as pd
 import yaml
-from paper_runs import layout_of, make_params, write_paper_runs
+from paper_runs import write_paper_results
 
 from relu_sparsity.files import read_json
-from relu_sparsity.paper.extract import write_metrics
 from relu_sparsity.paper.summary import write_summary
 from relu_sparsity.paper.verdicts import write_claims
 
 
 def test_every_run_has_its_numbers_and_curves(tmp_path):
-    params = make_params(seeds=[0, 1], runs={"round1": {"seeds": [1, 2]},
-                                             "round2": {"seeds": [1, 2]}})  # fmt: skip
-    write_paper_runs(tmp_path / "test", params)
-    layout = layout_of(tmp_path / "test")
-    for name, run in params.paper_runs.items():
-        for seed in run.seeds:
-            write_metrics(params, layout, name, seed)
+    params, layout = write_paper_results(tmp_path / "test")
     write_claims(params, layout)
     write_summary(params, layout)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relu_sparsity import processes
-from relu_sparsity.errors import USER_ERROR_STATUS, Interrupted, UserError
+from relu_sparsity.errors import STOPPED_STATUS, USER_ERROR_STATUS, Interrupted, UserError
 from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent, load
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def tpu_run(
         launch(params, layout, load_slice_params(slices), command, run, seed)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
-        raise typer.Exit(143) from None
+        raise typer.Exit(STOPPED_STATUS) from None
 
 
 @tpu.command("host", hidden=True)

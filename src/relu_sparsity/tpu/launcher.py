@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from relu_sparsity.durations import duration
-from relu_sparsity.errors import Interrupted, UserError
+from relu_sparsity.errors import GOES_ON, Interrupted, UserError
 from relu_sparsity.files import write_json, write_text
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Params
@@ -347,9 +347,7 @@ class _Launcher:
             self._tell("asks the hosts to save a checkpoint")
             self._job.slice_job.ask_to_stop(self._attempt)
             self._let_hosts_end(reports)
-        raise Interrupted(
-            f"{self._name}: stopped; the same command goes on from step {self._newest_step()}"
-        )
+        raise Interrupted(f"{self._name}: stopped; {GOES_ON} from step {self._newest_step()}")
 
     def _let_hosts_end(self, reports: list[HostReport]) -> None:
         """Waits until the hosts have saved, or tidied up; a second signal ends the wait."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int32
 
 from relu_sparsity import distributed
 from relu_sparsity.data.pipeline import heldout_batches, merge_states, train_batches
-from relu_sparsity.errors import Interrupted, UserError
+from relu_sparsity.errors import GOES_ON, Interrupted, UserError
 from relu_sparsity.files import AnyPath
 from relu_sparsity.metrics import METRICS
 from relu_sparsity.model import KeptUnits, masks_by_stack
@@ -69,9 +69,7 @@ def train(job: TrainingJob, *, until: int | None = None, num_devices: int | None
                 if step > first_step:
                     run.save(run.checkpoints, step)
                 run.checkpoints.close()
-                raise Interrupted(
-                    f"{job.name}: stopped at step {step} of {num_steps}; the same command goes on"
-                )
+                raise Interrupted(f"{job.name}: stopped at step {step} of {num_steps}; {GOES_ON}")
             if eval_due and step not in run.history.eval_steps:
                 progress.show_evaluation(*run.evaluate(step))
             if save_due and step > first_step:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import typer
 
 from relu_sparsity import processes
-from relu_sparsity.errors import Interrupted
+from relu_sparsity.errors import STOPPED_STATUS, Interrupted
 from relu_sparsity.files import absolute
 from relu_sparsity.layout import store_root
 from relu_sparsity.training import watchdog
@@ -52,7 +52,7 @@ class OtherProcesses:
 def training_process(
     threads: int | None, stop_with_parent: bool, others: OtherProcesses
 ) -> Iterator[None]:
-    """Sets up a process that may train; a run that was asked to stop ends with status 143."""
+    """Sets up a process that may train; a run that was asked to stop ends with `STOPPED_STATUS`."""
     if stop_with_parent:
         processes.stop_with_parent()
     _configure_jax(threads)
@@ -64,7 +64,7 @@ def training_process(
             yield
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
-        raise typer.Exit(143) from None
+        raise typer.Exit(STOPPED_STATUS) from None
 
 
 def _configure_jax(threads: int | None) -> None:
