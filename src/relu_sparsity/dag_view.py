@@ -191,9 +191,11 @@ class DagView:
             if self._time_left is not None:
                 self._time_left.finish(done.name, seconds)
             line = f"{done.message}: done in {duration(seconds)}"
+            shown = seconds >= _LONG_SECONDS
             if not self._console.is_terminal:
                 line += f"; {self._over_all()}"
-            shown = seconds >= _LONG_SECONDS or self._num_done == self._num_jobs
+                # In a terminal the last line tells.
+                shown = shown or self._num_done == self._num_jobs
         # What is live is drawn with the lock held.
         if shown:
             self.say(line)
@@ -206,6 +208,7 @@ class DagView:
         self._num_jobs = 0
 
     def _picture(self) -> "RenderableType":
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -213,8 +216,7 @@ class DagView:
             table = Table.grid(padding=(0, 3))
             for job in self._running.values():
                 table.add_row(*(Text(cell, no_wrap=True) for cell in self._cells(job)))
-            table.add_row(Text(self._over_all(), style="bold", no_wrap=True))
-            return table
+            return Group(table, Text(self._over_all(), style="bold", no_wrap=True))
 
     def _cells(self, job: _Running) -> Iterator[str]:
         yield f"  {job.message}"
