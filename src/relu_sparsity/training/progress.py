@@ -286,7 +286,10 @@ def _event_writer(folder: AnyPath, first_step: int) -> Any:
             "it: pip install -e '.[tensorboard]'"
         ) from None
     # What a killed training wrote after its last checkpoint comes again: TensorBoard hides it.
-    return SummaryWriter(str(folder), purge_step=first_step and first_step + 1)
+    purge_step = first_step and first_step + 1
+    # Of two files that it opens in a second it would write the second over the first.
+    suffix = f".{time.time_ns()}"
+    return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix)
 
 
 def _where() -> dict[str, Any]:
