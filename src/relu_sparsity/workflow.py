@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import IO
+
+import yaml
 
 from relu_sparsity.files import write_text
 from relu_sparsity.jobs import Job, job_table
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # Long ago: before any real result, after what archive formats can hold.
 _SETTLED = 1_000_000_000
+_STAGES = Path("dvc.yaml")
 
 
 def remembered_digests(layout: Layout) -> Digests:
@@ -146,13 +149,24 @@ def record_in_dvc(params: Params, layout: Layout) -> None:
     """
     if "DVC_ROOT" in os.environ or not (Path(".dvc").is_dir() and Path(".git").exists()):
         return
-    stages = list(current_stages(job_table(params, layout), remembered_digests(layout)))
+    jobs = job_table(params, layout)
+    stages = list(current_stages(jobs, remembered_digests(layout)))
     if not stages:
         return
-    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", *stages]
+    # DVC writes its lock anew for each stage that is named, but once for all of a file.
+    targets = [str(_STAGES)] if _are_all_stages(stages, jobs) else stages
+    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", *targets]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"not recorded in DVC: {done.stderr.strip()}", file=sys.stderr)
+
+
+def _are_all_stages(stages: Collection[str], jobs: Mapping[str, Job]) -> bool:
+    """Whether they are those of every job, and dvc.yaml has no other ones, such as a user's."""
+    written = yaml.safe_load(_STAGES.read_text(encoding="utf-8"))["stages"]
+    return {stage.partition("@")[0] for stage in stages} == set(written) and set(stages) == {
+        job.stage for job in jobs.values() if job.stage
+    }
 
 
 def record_in_dvc_now() -> None:

@@ -225,6 +225,23 @@ def test_a_workflow_that_fails_leaves_what_it_did_not_make_stale_for_dvc(version
     assert "run@lr_x2of3" not in changed
 
 
+def test_a_stage_of_the_users_own_is_left_to_dvc(versioned, tmp_path):
+    project = versioned.copy(tmp_path / "project")
+    note, path = project.folder / "note.txt", project.folder / "dvc.yaml"
+    own = {"cmd": "cp note.txt copy.txt", "deps": ["note.txt"], "outs": ["copy.txt"]}
+    stages = yaml.safe_load(path.read_text())
+    stages["stages"]["own"] = own
+    path.write_text(yaml.safe_dump(stages, sort_keys=False))
+    note.write_text("first")
+    project.run("dvc", "repro", "--quiet", "own")
+    note.write_text("second")
+    caption = project.folder / "workflow/report/figure.rst"
+    caption.write_text(caption.read_text() + "\nAnother caption.\n")
+    assert changed_stages(project) == {"report", "own"}
+    project.snakemake()
+    assert changed_stages(project) == {"own"}
+
+
 def test_an_edit_during_a_workflow_is_not_taken_for_what_it_made(versioned, tmp_path):
     project = versioned.copy(tmp_path / "project")
     project.edit(lambda document: document["runs"]["lr_x1of3"].update(LONGER))
