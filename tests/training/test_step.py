@@ -184,6 +184,12 @@ def test_the_seed_decides_the_initial_parameters(config):
     assert not all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
 
 
+def test_the_initial_parameters_are_those_of_a_program_with_all_optimizations(config):
+    steps = make_steps(config, vocab_size=400, mesh=make_mesh(1))
+    whole = jax.jit(steps.init.__wrapped__)
+    jax.tree.map(np.testing.assert_array_equal, steps.init(3), whole(3))
+
+
 def test_mlp_kernels_are_lecun_normal():
     """Section 2.2: variance 1 / fan_in."""
     from relu_sparsity.params import ModelParams, RunConfig

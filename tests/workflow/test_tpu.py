@@ -286,6 +286,8 @@ def test_a_job_that_hangs_is_started_again_on_its_slice(controller, plain, stuck
 
 
 def test_a_job_that_hangs_on_every_slice_fails(controller, stuck):
+    # Each new process is given six times as long for its first step.
+    controller.settings(hang_timeout_seconds=8)
     launcher = controller.start(*LAUNCH)
     controller.wait_for_step(12)
     stuck.write_text("always")

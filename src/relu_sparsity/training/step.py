@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from relu_sparsity.errors import UserError
+from relu_sparsity.kernels import options_of_init
 from relu_sparsity.model import KeptUnits, Transformer, count_probes, use_by_stack
 from relu_sparsity.params import OptimizerParams, RunConfig
 from relu_sparsity.sparsity import UnitUse
@@ -211,7 +212,11 @@ def make_steps(config: RunConfig, *, vocab_size: int, mesh: Mesh) -> Steps:
 
     shapes = jax.eval_shape(init, jnp.int32(0))
     return Steps(
-        init=jax.jit(init, out_shardings=replicated),
+        init=jax.jit(
+            init,
+            out_shardings=replicated,
+            compiler_options=options_of_init(mesh.devices.flat[0].platform),
+        ),
         state=jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
         ),
