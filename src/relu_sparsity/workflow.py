@@ -155,7 +155,7 @@ def record_in_dvc(params: Params, layout: Layout) -> None:
         return
     # DVC writes its lock anew for each stage that is named, but once for all of a file.
     targets = [str(_STAGES)] if _are_all_stages(stages, jobs) else stages
-    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", *targets]
+    command = [sys.executable, "-m", "dvc", "commit", "--force", *targets]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"not recorded in DVC: {done.stderr.strip()}", file=sys.stderr)

@@ -242,6 +242,14 @@ def test_a_stage_of_the_users_own_is_left_to_dvc(versioned, tmp_path):
     assert changed_stages(project) == {"own"}
 
 
+def test_what_dvc_cannot_record_is_told_in_its_words(versioned, tmp_path):
+    project = versioned.copy(tmp_path / "project")
+    git(project, "add", "--force", "results/smoke/tables")
+    told = project.run("relu_sparsity.cli", "record")
+    assert "not recorded in DVC" in told
+    assert "'results/smoke/tables' is already tracked by SCM" in told
+
+
 def test_an_edit_during_a_workflow_is_not_taken_for_what_it_made(versioned, tmp_path):
     project = versioned.copy(tmp_path / "project")
     project.edit(lambda document: document["runs"]["lr_x1of3"].update(LONGER))
