@@ -133,3 +133,6 @@ def test_only_whole_results_are_published_and_what_is_there_stays(scale, tmp_pat
     assert (tmp_path / "published/claims.md").is_file()
     with pytest.raises(UserError, match=r"nowhere/metrics.csv: is missing"):
         verify(params, layout, tmp_path / "nowhere")
+    (layout.results / "claims.json").unlink()
+    with pytest.raises(UserError, match=r"claims.json: is missing; .*: make reproduce SCALE="):
+        verify(params, layout, tmp_path / "published")

@@ -254,7 +254,10 @@ def _by_number(numbers: pd.DataFrame) -> pd.DataFrame:
 def _other_verdicts(layout: "Layout", folder: Path) -> dict[int, tuple[str, str]]:
     def read(path: Path) -> dict[int, str]:
         if not path.is_file():
-            raise UserError(f"{path}: is missing; make the claims first")
+            raise UserError(
+                f"{path}: is missing; make the results of the scale first: "
+                f"make reproduce SCALE={layout.scale}"
+            )
         claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
         return {claim["number"]: claim["verdict"] for claim in claims}
 

@@ -75,7 +75,7 @@ class TokenizerParams(Section):
     """The SentencePiece vocabulary: trained on the data, or given by `model`."""
 
     vocab_size: int = Field(default=32000, ge=300, le=1_000_000)
-    """Tokens of the vocabulary, if it is trained. Not in the paper."""
+    """Tokens of the vocabulary; where `model` is given, those of the model. Not in the paper."""
     model: str | None = None
     """A SentencePiece model file to take instead of training one."""
     train_documents: PositiveInt = 2000
