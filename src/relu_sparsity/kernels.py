@@ -112,7 +112,7 @@ def options_of_init(platform: str) -> dict[str, int] | None:
     """XLA's options for the program that makes the first parameters, which runs once.
 
     Its random numbers are long chains of operations, on which LLVM spends more than half of the
-    time. With less optimization the same bits come out after 1.1 instead of 2.5 s.
+    time. With less optimization the same bits come out after 1.1 instead of 2.4 s.
     Measured on x86-64. It can go when XLA compiles random numbers as fast there.
     """
     return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
