@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,9 +30,18 @@ def children(pid):
 class Served:
     """A server of a copy of the code, and its clients."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, slow_line=None):
         self.source = folder / "src"
         shutil.copytree(ROOT / "src" / "relu_sparsity", self.source / "relu_sparsity")
+        if slow_line is not None:
+            module = self.source / "relu_sparsity" / "forkserver.py"
+            text, count = re.subn(
+                rf"(?m)^( *){re.escape(slow_line)}$",
+                r"\g<0>\n\1import time\n\1time.sleep(0.5)",
+                module.read_text(),
+            )
+            assert count == 1
+            module.write_text(text)
         address = folder / "socket"
         self.environment = os.environ | {"PYTHONPATH": str(self.source), ADDRESS: str(address)}
         self.server = self.start("fork-server", str(address), str(os.getpid()))
@@ -51,7 +61,7 @@ class Served:
     def start_blocked(self, folder):
         """A job that waits for its parameters, and its process, a child of the server."""
         os.mkfifo(folder / "params.yaml")
-        client = self.start("figures", "--params-file", str(folder / "params.yaml"))
+        client = self.start("figures", "--params", str(folder / "params.yaml"))
         [job] = wait_for(lambda: children(self.server.pid))
         return client, int(job)
 
@@ -86,6 +96,26 @@ def test_a_signal_reaches_the_job_and_its_end_the_caller(served, tmp_path, numbe
     # Typer ends with 130 at Ctrl-C.
     assert client.returncode == {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 130}[number]
     wait_for(lambda: not Path(f"/proc/{job}").exists())
+
+
+@pytest.mark.parametrize(
+    "slow_line",
+    [
+        pytest.param("socket.send_fds(connection, [request], [0, 1, 2])", id="client"),
+        pytest.param("processes.stop_with_parent(parent=server)", id="job"),
+    ],
+)
+def test_a_signal_that_comes_before_the_job_is_set_up_is_not_lost(tmp_path, slow_line):
+    served = Served(tmp_path, slow_line)
+    try:
+        client, job = served.start_blocked(tmp_path)
+        client.send_signal(signal.SIGINT)
+        client.communicate(timeout=60)
+        assert client.returncode == 130
+        wait_for(lambda: not Path(f"/proc/{job}").exists())
+    finally:
+        served.server.terminate()
+        served.server.wait()
 
 
 def test_a_job_ends_with_its_client(served, tmp_path):

@@ -6,6 +6,7 @@ measures it as a child of its own. Only on Linux.
 """
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -72,17 +73,27 @@ def call(arguments: Sequence[str]) -> int | None:
     if address is None or not COMMANDS.intersection(arguments[1:2]):
         return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+
+        def forward(number: int, _: Any) -> None:
+            with contextlib.suppress(OSError):  # The job may just have ended.
+                connection.send(bytes([number]))
+
         request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)]).encode()
         if len(request) > _LIMIT:
             return None
+        # A signal that comes before it can be passed on waits until then.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         try:
             connection.connect(address)
             socket.send_fds(connection, [request], [0, 1, 2])
+            handlers = {number: signal.signal(number, forward) for number in _FORWARDED}
         except OSError:
             return None
-        for number in _FORWARDED:
-            signal.signal(number, lambda number, _: connection.send(bytes([number])))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         answer = connection.recv(16)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if not answer:
         print("error: the process that was to do this job was killed", file=sys.stderr)
         return 1
@@ -146,11 +157,15 @@ class Server:
             connection.close()
             return False
         end, alive = os.pipe()
+        # The child must not lose a signal because it still ignores it as the server does.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         server, pid = os.getpid(), os.fork()
         if not pid:
             processes.stop_with_parent(parent=server)
             self._become(request, files)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             return True
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         os.close(alive)
         job = _Job(connection, pid)
         self._selector.register(connection, selectors.EVENT_READ, lambda _: self._forward(job))
