@@ -59,7 +59,8 @@ test-all: setup
 	$(BIN)/pytest --numprocesses $(CORES) --dist worksteal
 
 chaos: setup
-	CHAOS_FAULTS=$(FAULTS) CHAOS_SEED=$(SEED) $(BIN)/pytest -s tests/workflow/test_chaos.py
+	CHAOS_FAULTS=$(FAULTS) CHAOS_SEED=$(SEED) CHAOS_ACCELERATOR_TYPE=v2-32 \
+		$(BIN)/pytest -s tests/workflow/test_chaos.py
 
 bench: setup
 	$(BIN)/python bench/bench.py

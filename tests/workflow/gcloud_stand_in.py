@@ -1,8 +1,9 @@
 """A stand-in for the command `gcloud`: slices whose hosts are processes of this machine.
 
 It knows the calls of the launcher and of the start-up script, checks names as Cloud TPU does, and
-keeps its state in files. A slice has four hosts of two simulated CPU devices. Each host really runs
-the start-up script that the slice was created with. Preemption kills all of them at once.
+keeps its state in files. A slice has as many hosts as one of Cloud TPU, and eight simulated CPU
+devices in all. Each host really runs the start-up script that the slice was created with.
+Preemption kills all of them at once.
 """
 
 import datetime
@@ -21,11 +22,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NUM_HOSTS = 4
-DEVICES_PER_HOST = 2
+NUM_DEVICES = 8
 STATE_VARIABLE = "GCLOUD_STAND_IN"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL = re.compile(r"[-_a-z0-9]{0,63}")
+
+
+def num_hosts(accelerator_type: str) -> int:
+    """The hosts of a slice of TPU v2 or v3: one for eight cores."""
+    return int(accelerator_type.partition("-")[2]) // 8
 
 
 class Cloud:
@@ -144,8 +149,10 @@ class Cloud:
         time.sleep(0.5)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
+        described = self.slices()[name]
+        count = num_hosts(described["accelerator_type"])
         hosts = []
-        for worker in range(NUM_HOSTS):
+        for worker in range(count):
             work = self.folder / "hosts" / name / str(worker)
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
@@ -153,15 +160,15 @@ class Cloud:
                 "RELU_SPARSITY_WORK": str(work),
                 "TPU_WORKER_ID": str(worker),
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": str(NUM_HOSTS),
+                "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(worker),
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES_PER_HOST}",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES // count}",
             }
             environment.pop("RELU_SPARSITY_STORE", None)  # The script has to set it.
             with (work / "startup.log").open("w") as log:
                 process = subprocess.Popen(
-                    ["bash", self.slices()[name]["startup"]],
+                    ["bash", described["startup"]],
                     cwd=work,
                     env=environment,
                     stdin=subprocess.DEVNULL,

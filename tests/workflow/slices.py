@@ -24,6 +24,7 @@ def make_tpu_scale_tiny(project):
     project.edit(lambda document: document["scales"].update(tpu=tiny))
     slices = project.folder / "workflow/profiles/tpu/slices.yaml"
     settings = yaml.safe_load(slices.read_text()) | {
+        "accelerator_type": "v2-16",  # Two hosts: each takes as long as a training of its own.
         "python": sys.executable,
         "poll_seconds": 1,
         "host_timeout_seconds": 90,
@@ -54,7 +55,8 @@ class Controller:
         }
 
     def start(self, *command):
-        return self.project.start(*command, **self.variables)
+        self.started = self.project.start(*command, **self.variables)
+        return self.started
 
     def run(self, *command, status=0):
         return self.project.run(*command, status=status, **self.variables)
@@ -76,7 +78,15 @@ class Controller:
         return found
 
     def wait_for_step(self, step):
-        return self.wait_for(lambda: self.progress().get("step", 0) >= step)
+        """Waits until the command that was started last has trained so far."""
+
+        def trained():
+            ended = self.started.poll() is not None
+            found = self.progress().get("step", 0) >= step
+            assert found or not ended, self.started.communicate()[0]
+            return found
+
+        return self.wait_for(trained)
 
     def status(self, run="baseline"):
         told = json.loads(self.run("relu_sparsity.cli", "status", "--json"))

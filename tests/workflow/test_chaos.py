@@ -1,6 +1,6 @@
-"""One run on four hosts and its masked branch, through whatever goes wrong in a cloud.
+"""One run and its masked branch, on slices, through whatever goes wrong in a cloud.
 
-`make chaos FAULTS=30 SEED=1` has more of it than a test run has time for.
+`make chaos FAULTS=30 SEED=1` has more of it than a test run has time for, on slices of four hosts.
 """
 
 import os
@@ -11,10 +11,13 @@ import threading
 import time
 
 import pytest
+from gcloud_stand_in import num_hosts
 from slices import LAUNCH, assert_same, tables, train_in_one_process
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
+ACCELERATOR_TYPE = os.environ.get("CHAOS_ACCELERATOR_TYPE", "v2-16")
+HOSTS = range(num_hosts(ACCELERATOR_TYPE))
 # So many that all faults come before the end: each takes a run back to its last checkpoint.
 NUM_STEPS = max(60, 7 * FAULTS)
 # Each process has a clock of its own, and reads its text slowly enough to be met at work.
@@ -92,17 +95,17 @@ class Chaos:
         return name
 
     def kill_a_host(self):
-        self.controller.cloud.kill_host(self.slice, self.random.randrange(4))
+        self.controller.cloud.kill_host(self.slice, self.random.choice(HOSTS))
 
     def kill_a_process(self):
-        trainer = self.controller.cloud.trainer_of(self.slice, self.random.randrange(4))
+        trainer = self.controller.cloud.trainer_of(self.slice, self.random.choice(HOSTS))
         os.kill(trainer, signal.SIGKILL)
 
     def preempt(self):
         self.controller.cloud.preempt(self.slice)
 
     def jump_a_clock(self):
-        clock = self.random.choice(["0", "1", "2", "3", "controller"])
+        clock = self.random.choice([*map(str, HOSTS), "controller"])
         (self.clocks / clock).write_text(str(self.random.uniform(-7200, 7200)))
 
     def kill_the_launcher(self):
@@ -166,7 +169,12 @@ class Chaos:
 
 def test_faults_change_no_number(controller, expected, tmp_path):
     _make_long(controller.project)
-    controller.settings(host_timeout_seconds=25, max_failures=100, max_restarts=100)
+    controller.settings(
+        accelerator_type=ACCELERATOR_TYPE,
+        host_timeout_seconds=25,
+        max_failures=100,
+        max_restarts=100,
+    )
     (controller.project.folder / "src/sitecustomize.py").write_text(SITECUSTOMIZE)
     (tmp_path / "clocks").mkdir()
     controller.variables["CLOCKS"] = str(tmp_path / "clocks")

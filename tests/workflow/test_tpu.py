@@ -13,7 +13,8 @@ from slices import LAUNCH, assert_same, tables
 
 
 def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
-    """A run and its masked branch; the first request finds no capacity."""
+    """A run and its masked branch on four hosts, as the paper's; at first there is no capacity."""
+    controller.settings(accelerator_type="v2-32")
     controller.cloud.fail_next(1)
     controller.run("snakemake", "--profile", "tpu", "run_masked")
     assert controller.cloud.slices() == {}
@@ -119,11 +120,11 @@ def test_hosts_that_die(controller, plain):
     [name] = controller.cloud.slices()
     os.kill(controller.cloud.trainer_of(name, 1), signal.SIGKILL)
     controller.wait_for_step(32)
-    controller.cloud.kill_host(name, 2)
+    controller.cloud.kill_host(name, 1)
     output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
     assert "host 1 started its process again" in output
-    assert re.search(r"host 2 has said nothing for \d+ s; makes a new slice", output)
+    assert re.search(r"host 1 has said nothing for \d+ s; makes a new slice", output)
     assert controller.cloud.slices() == {}
     assert_same(tables(controller.project), plain["baseline"])
 
@@ -240,8 +241,13 @@ import sys
 import time
 from pathlib import Path
 
-if "train" in sys.orig_argv and os.environ.get("TPU_WORKER_ID") == "2":
+if "train" in sys.orig_argv and os.environ.get("TPU_WORKER_ID") == "1":
     from relu_sparsity.data.sources import Documents
+    from relu_sparsity.training import watchdog
+
+    if Path(os.environ["STUCK"]).exists():
+        # There will be no first step: it is not given more time than any other.
+        watchdog._START_FACTOR = 1
 
     read = Documents.__getitem__
 
@@ -259,9 +265,9 @@ if "train" in sys.orig_argv and os.environ.get("TPU_WORKER_ID") == "2":
 
 @pytest.fixture
 def stuck(controller, tmp_path):
-    """A file; while it is there, a read by host 2 never returns."""
+    """A file; while it is there, a read by host 1 never returns."""
     (controller.project.folder / "src/sitecustomize.py").write_text(SITECUSTOMIZE)
-    controller.settings(hang_timeout_seconds=15, max_restarts=1, max_failures=1)
+    controller.settings(hang_timeout_seconds=20, max_restarts=1, max_failures=1)
     controller.variables["STUCK"] = str(tmp_path / "stuck")
     return tmp_path / "stuck"
 
@@ -272,13 +278,13 @@ def test_a_job_that_hangs_is_started_again_on_its_slice(controller, plain, stuck
     stuck.write_text("once")
     output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
-    assert "host 2 started its process again" in output
+    assert "host 1 started its process again" in output
     assert re.search(r"baseline seed 0: resumes at step [1-5]0 of 60", output)
     assert sum(" create " in call for call in controller.cloud.calls()) == 1
     assert controller.cloud.slices() == {}
     assert_same(tables(controller.project), plain["baseline"])
     [log] = [name for name in controller.bucket.names(f"{controller.prefix}/jobs/")
-             if name.endswith("attempt1/host2.0000.log")]  # fmt: skip
+             if name.endswith("attempt1/host1.0000.log")]  # fmt: skip
     told = controller.bucket.read(log).decode()
     assert controller.status()["usage"]["lost_hours"] > 0
     assert "the process hangs and ends itself" in told
@@ -286,8 +292,6 @@ def test_a_job_that_hangs_is_started_again_on_its_slice(controller, plain, stuck
 
 
 def test_a_job_that_hangs_on_every_slice_fails(controller, stuck):
-    # Each new process is given six times as long for its first step.
-    controller.settings(hang_timeout_seconds=8)
     launcher = controller.start(*LAUNCH)
     controller.wait_for_step(12)
     stuck.write_text("always")
