@@ -120,6 +120,14 @@ def packages(modules: Iterable[str]) -> dict[str, str]:
     return {name: _version(name) for name in PACKAGES if name in imported}
 
 
+def read_all() -> None:
+    """Reads the code and the versions now, for the processes that are forked from this one."""
+    for path in PACKAGE.rglob("*.py"):
+        _Module.read(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+    for name in PACKAGES:
+        _version(name)
+
+
 @functools.cache
 def closure(*modules: str) -> tuple[str, ...]:
     """Some modules, and all of this package that they import, less `WITHOUT_MEANING`."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from relu_sparsity import processes
+from relu_sparsity import fingerprint, processes
 from relu_sparsity.fingerprint import NAME, PACKAGE, PACKAGES
 
 ADDRESS = "RELU_SPARSITY_FORK_SERVER"
@@ -120,6 +120,8 @@ class Server:
         self._versions = _versions()
         for module in _MODULES:
             importlib.import_module(f"{NAME}.{module}")
+        # A job would need longer for this than to draw a figure.
+        fingerprint.read_all()
         gc.collect()
         gc.freeze()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

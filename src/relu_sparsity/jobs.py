@@ -4,7 +4,7 @@ Rules, command line, plan, status and fingerprints all read it.
 """
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,23 +114,47 @@ class Job:
         ]
 
 
-def job_table(params: Params, layout: Layout) -> dict[str, Job]:
+class JobTable(Mapping[str, Job]):
     """Every job of a scale by its name, each after those whose results it reads.
+
+    The code that makes a job's results is read when the job is asked for: a process that draws one
+    figure has no need of what trains.
+    """
+
+    def __init__(self, rows: Iterable[Job]) -> None:
+        self._rows = {row.name: row for row in rows}
+        self._jobs: dict[str, Job] = {}
+
+    def __getitem__(self, name: str) -> Job:
+        if name not in self._jobs:
+            row = self._rows[name]
+            modules = (row.writer.partition(":")[0], *row.modules)
+            made = Fingerprint(
+                row.parameters,
+                fingerprint.code(modules, row.files),
+                fingerprint.packages(modules),
+                {before: self[before].fingerprint.hash for before in row.after},
+            )
+            self._jobs[name] = replace(row, fingerprint=made)
+        return self._jobs[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def job_table(params: Params, layout: Layout) -> JobTable:
+    """The jobs of a scale.
 
     Raises:
       UserError: A file that the parameters name is missing.
     """
-    table: dict[str, Job] = {}
-    for row in _rows(params, layout):
-        modules = (row.writer.partition(":")[0], *row.modules)
-        made = Fingerprint(
-            row.parameters,
-            fingerprint.code(modules, row.files),
-            fingerprint.packages(modules),
-            {name: table[name].fingerprint.hash for name in row.after},
-        )
-        table[row.name] = replace(row, fingerprint=made)
-    return table
+    return JobTable(_rows(params, layout))
 
 
 def _rows(params: Params, layout: Layout) -> Iterator[Job]:

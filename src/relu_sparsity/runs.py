@@ -7,7 +7,7 @@ from pathlib import Path
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write
-from relu_sparsity.jobs import Job, job_table
+from relu_sparsity.jobs import Job, JobTable, job_table
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Intervention, Params, RunConfig
 from relu_sparsity.provenance import differences, read_record
@@ -120,7 +120,7 @@ def removed_results(params: Params, layout: Layout) -> list[Path]:
     return sorted({path for path in layout.results.glob("runs/*/seed*") if path.is_dir()} - known)
 
 
-def _resolve(params: Params, layout: Layout, table: dict[str, Job], name: str, seed: int) -> Run:
+def _resolve(params: Params, layout: Layout, table: JobTable, name: str, seed: int) -> Run:
     chosen = params.runs[name]
     of_run = f"{name}/seed{seed}"
     parent = chosen.parent and _resolve(params, layout, table, chosen.parent, seed)

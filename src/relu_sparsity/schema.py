@@ -30,7 +30,7 @@ def read_yaml(path: Path) -> Any:
       UserError: It is missing, cannot be read, or is not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run this in the project's folder") from None
     except OSError as error:
