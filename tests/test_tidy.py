@@ -63,6 +63,7 @@ def test_tells_what_is_current_stale_and_removed_with_sizes(store, layout):
     others = tidy.others("smoke")
     assert {Path(folder).name: size for folder, size in others.items()} == {"data": 20}
     lines = "\n".join(tidy.as_lines(found(layout), others))
+    assert "current: 1 folder, 1 kB\n" in lines
     assert "removed: 2 folders, 2 kB" in lines
 
 

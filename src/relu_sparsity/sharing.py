@@ -126,8 +126,8 @@ def tidy(
         print(*tidy.as_lines(found, others), sep="\n")
     chosen = [each for each in found if free and each.state != "current"]
     if chosen and not yes:
-        size = tidy.shown(sum(each.size for each in chosen))
-        typer.confirm(f"Delete {len(chosen)} folders, {size}?", abort=True, err=True)
+        what = tidy.folders([each.size for each in chosen])
+        typer.confirm(f"Delete {what}?", abort=True, err=True)
     kept: dict[str, str] = {}
     for each, why in tidy.free(chosen):
         kept |= {str(each.folder): why} if why else {}

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,8 +125,13 @@ def as_lines(found: Iterable[Entry], other: dict[str, int]) -> Iterator[str]:
     yield ""
     for state in ("current", "stale", "removed"):
         sizes = [each.size for each in found if each.state == state]
-        yield f"{state}: {len(sizes)} folders, {shown(sum(sizes))}"
+        yield f"{state}: {folders(sizes)}"
     yield from (f"besides, {folder}: {shown(number)}" for folder, number in other.items())
+
+
+def folders(sizes: Collection[int]) -> str:
+    """Some folders in words: how many, and the bytes that they hold."""
+    return f"{len(sizes)} folder{'' if len(sizes) == 1 else 's'}, {shown(sum(sizes))}"
 
 
 def shown(number: float) -> str:
