@@ -85,7 +85,7 @@ def test_a_run_under_way(store):
     assert "120 of 500" in lines
     assert "1:02:05" in lines
     assert re.search(r" 7% +41\.0% ", lines)
-    assert "1 runs: 1 training" in lines
+    assert "1 run: 1 training" in lines
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from relu_sparsity.counts import counted
 from relu_sparsity.durations import duration
 from relu_sparsity.flops import described_flops_per_token, training_flops
 from relu_sparsity.jobs import Job, job_table
@@ -55,7 +56,7 @@ class Speed:
     def __str__(self) -> str:
         if not self.measured_runs:
             return "params.yaml's speed, not measured"
-        return f"speed measured on {self.measured_runs} runs in the store"
+        return f"speed measured on {counted(self.measured_runs, 'run')} in the store"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Plan:
         if not self.jobs:
             yield f"Scale {self.scale}: everything is there, nothing would run."
             return
-        yield f"Scale {self.scale}: {len(self.jobs)} jobs would run."
+        yield f"Scale {self.scale}: {counted(len(self.jobs), 'job')} would run."
         by_reasons: dict[tuple[str, ...], list[PlannedJob]] = {}
         for job in self.jobs:
             if job.action == "make":
@@ -110,7 +111,7 @@ class Plan:
             yield from (f"  why: {reason}" for reason in job.reasons)
         for reasons, jobs in by_reasons.items():
             yield ""
-            yield _counted(jobs)
+            yield _by_rule(jobs)
             yield from (f"  why: {reason}" for reason in reasons)
         yield ""
         yield f"In all {self.total()}"
@@ -128,8 +129,8 @@ class Plan:
         total = self.total()
         seconds = 3600 * total.device_hours / self.num_devices
         yield (
-            f"Scale {self.scale}: {len(self.jobs)} jobs would run; {training} of them train, "
-            f"{total.steps:,} steps in all."
+            f"Scale {self.scale}: {counted(len(self.jobs), 'job')} would run; {training} of them "
+            f"train, {total.steps:,} steps in all."
         )
         yield f"About {duration(seconds)} of training, one run after the other ({self.speed});"
         yield "starting, compiling and drawing come on top."
@@ -183,7 +184,7 @@ def measured_speed(params: Params) -> Speed:
     return Speed(params.resources.flops_per_device, 0)
 
 
-def _counted(jobs: Sequence[PlannedJob]) -> str:
+def _by_rule(jobs: Sequence[PlannedJob]) -> str:
     """Names a few jobs of a rule, and counts many."""
     rules: dict[str, list[str]] = {}
     for job in jobs:

@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Bool
 from pydantic import ValidationError
 
+from relu_sparsity.counts import counted
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import AnyPath, is_remote, read_json
 from relu_sparsity.layout import Layout, store_root
@@ -82,7 +83,9 @@ class Results(Mapping[tuple[str, int], "RunResults"]):
         return len(self._runs)
 
     def __repr__(self) -> str:
-        return "\n  ".join([f"{self.folder}: {len(self)} runs", *map(repr, self.values())])
+        return "\n  ".join(
+            [f"{self.folder}: {counted(len(self), 'run')}", *map(repr, self.values())]
+        )
 
     def history(self) -> pd.DataFrame:
         """All that all runs have measured in training: see `RunResults.history`."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from relu_sparsity.counts import counted
 from relu_sparsity.durations import duration
 from relu_sparsity.files import is_alive
 from relu_sparsity.layout import Layout, store_root
@@ -226,8 +227,8 @@ def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
     ]
     yield tabulate(rows, header, tablefmt="plain", disable_numparse=True)
     states = [each.state for each in statuses]
-    counted = (f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    yield f"\n{len(states)} runs: {', '.join(counted)}"
+    by_state = (f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    yield f"\n{counted(len(states), 'run')}: {', '.join(by_state)}"
     used = [each.usage for each in statuses if each.usage is not None]
     if used:
         yield f"Used so far: {Usage.sum(used)}"

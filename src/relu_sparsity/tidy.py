@@ -11,6 +11,7 @@ from typing import Any, Literal
 import fsspec
 from etils import epath
 
+from relu_sparsity.counts import counted
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import is_remote
 from relu_sparsity.layout import Layout, store_root
@@ -131,7 +132,7 @@ def as_lines(found: Iterable[Entry], other: dict[str, int]) -> Iterator[str]:
 
 def folders(sizes: Collection[int]) -> str:
     """Some folders in words: how many, and the bytes that they hold."""
-    return f"{len(sizes)} folder{'' if len(sizes) == 1 else 's'}, {shown(sum(sizes))}"
+    return f"{counted(len(sizes), 'folder')}, {shown(sum(sizes))}"
 
 
 def shown(number: float) -> str:

@@ -297,8 +297,8 @@ def test_a_job_that_hangs_on_every_slice_fails(controller, stuck):
     stuck.write_text("always")
     output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 1, output
-    assert "started again 1 times without a new checkpoint, and ended again" in output
-    assert "1 slices in a row were lost without a new checkpoint" in output
+    assert "started again 1 time without a new checkpoint, and ended again" in output
+    assert "lost 1 slice in a row without a new checkpoint" in output
     assert sum(" create " in call for call in controller.cloud.calls()) == 2
     assert controller.cloud.slices() == {}
 

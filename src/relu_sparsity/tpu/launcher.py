@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+from relu_sparsity.counts import counted
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import GOES_ON, Interrupted, UserError
 from relu_sparsity.files import write_json, write_text
@@ -146,7 +147,7 @@ class _Launcher:
                 best = max(best, newest)
                 if failures >= self._settings.max_failures:
                     raise UserError(
-                        f"{self._name}: {failures} slices in a row were lost without a new "
+                        f"{self._name}: lost {counted(failures, 'slice')} in a row without a new "
                         f"checkpoint (the last one: {lost}); allowed: max_failures, "
                         f"{self._settings.max_failures}. Its logs are in "
                         f"{os.fspath(self._job.slice_job.folder)}"
@@ -313,8 +314,8 @@ class _Launcher:
         newest = self._newest_step()
         if newest <= self._newest:
             raise _SliceLost(
-                f"its processes were started again {self._settings.max_restarts} times without a "
-                f"new checkpoint, and ended again (allowed: max_restarts)"
+                f"its processes were started again {counted(self._settings.max_restarts, 'time')} "
+                f"without a new checkpoint, and ended again (allowed: max_restarts)"
             )
         self._newest, self._restarts_until_newest = newest, restarts
 
