@@ -85,7 +85,7 @@ def with_data(fresh, build_once):
 
 @pytest.fixture(scope="session")
 def plain(with_data, build_once):
-    """The tables of the runs that one process with eight devices trains."""
+    """The tables of the runs that one process with four devices trains."""
     project = build_once("tpu_in_one_process", with_data, train_in_one_process)
     mask = (project.folder / "results/tpu/runs/masked/seed0/mask.npz").read_bytes()
     return {"mask": mask} | {run: tables(project, run) for run in ("baseline", "masked")}

@@ -1,7 +1,7 @@
 """A stand-in for the command `gcloud`: slices whose hosts are processes of this machine.
 
 It knows the calls of the launcher and of the start-up script, checks names as Cloud TPU does, and
-keeps its state in files. A slice has as many hosts as one of Cloud TPU, and eight simulated CPU
+keeps its state in files. A slice has as many hosts as one of Cloud TPU, and four simulated CPU
 devices in all. Each host really runs the start-up script that the slice was created with.
 Preemption kills all of them at once.
 """
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NUM_DEVICES = 8
+NUM_DEVICES = 4
 STATE_VARIABLE = "GCLOUD_STAND_IN"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL = re.compile(r"[-_a-z0-9]{0,63}")

@@ -79,6 +79,8 @@ class Project:
             if not (Path(folder) / "snakemake").exists()
         ]
         own["PATH"] = os.pathsep.join(others)
+        # These programs take longer to compile than to run.
+        own["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         inherited = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
         return inherited | own
 

@@ -39,7 +39,7 @@ def make_tpu_scale_tiny(project):
 def train_in_one_process(project):
     for run in ("baseline", "masked"):
         for command in ("mask", "train") if run == "masked" else ("train",):
-            project.run("relu_sparsity.cli", command, "--run", run, XLA_FLAGS=simulated(8))
+            project.run("relu_sparsity.cli", command, "--run", run, XLA_FLAGS=simulated(4))
 
 
 class Controller:

@@ -28,7 +28,7 @@ def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
         assert_same(tables(controller.project, run), plain[run])
         told = controller.status(run)
         assert told["state"] == "finished"
-        assert re.match(rf"relu-sparsity-tpu-{run}-seed0-\w+: 8 cpu on 4 hosts", told["where"])
+        assert re.match(rf"relu-sparsity-tpu-{run}-seed0-\w+: 4 cpu on 4 hosts", told["where"])
         used = told["usage"]
         assert used["slices"] == (2 if run == "baseline" else 1)
         assert used["slice_hours"] > 0
@@ -162,12 +162,14 @@ def test_the_slice_of_a_killed_launcher_is_taken_over_or_cleaned_up(controller, 
 
 
 def test_a_job_that_cannot_go_well_is_not_tried_again(controller):
-    """Every host finds that eight devices cannot share the batch."""
+    """Every host finds that four devices cannot share the batch."""
     controller.project.edit(
-        lambda document: document["scales"]["tpu"]["training"].update(global_batch_size=4)
+        lambda document: document["scales"]["tpu"]["training"].update(
+            global_batch_size=2, per_device_batch_size=2
+        )
     )
     output = controller.run(*LAUNCH, status=1)
-    assert re.search(r"error: .*: host \d failed:\n(.*\n)*.*evenly by 8 devices; allowed", output)
+    assert re.search(r"error: .*: host \d failed:\n(.*\n)*.*evenly by 4 devices; allowed", output)
     assert controller.cloud.slices() == {}
     assert sum(" create " in call for call in controller.cloud.calls()) == 1
 
@@ -208,7 +210,7 @@ def test_one_message_tells_all_that_has_to_be_set_up(controller, fresh, tmp_path
 
 def test_a_bucket_is_a_store_as_any_other(controller, plain):
     """One process that is stopped, and finds its newest checkpoint damaged."""
-    controller.variables["XLA_FLAGS"] = simulated(8)
+    controller.variables["XLA_FLAGS"] = simulated(4)
     command = ("relu_sparsity.cli", "train", "--run", "baseline")
     first = controller.start(*command)
     controller.wait_for_step(12)
