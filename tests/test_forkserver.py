@@ -47,6 +47,10 @@ class Served:
         self.server = self.start("fork-server", str(address), str(os.getpid()))
         wait_for(address.exists)
 
+    def stop(self):
+        self.server.terminate()
+        self.server.wait()
+
     def start(self, *arguments):
         return subprocess.Popen(
             [sys.executable, "-m", "relu_sparsity", *arguments],
@@ -70,8 +74,7 @@ class Served:
 def served(tmp_path_factory):
     served = Served(tmp_path_factory.mktemp("served"))
     yield served
-    served.server.terminate()
-    served.server.wait()
+    served.stop()
 
 
 def test_a_job_has_its_clients_files_folder_and_status(served):
@@ -114,8 +117,7 @@ def test_a_signal_that_comes_before_the_job_is_set_up_is_not_lost(tmp_path, slow
         assert client.returncode == 130
         wait_for(lambda: not Path(f"/proc/{job}").exists())
     finally:
-        served.server.terminate()
-        served.server.wait()
+        served.stop()
 
 
 def test_a_job_ends_with_its_client(served, tmp_path):
@@ -158,7 +160,6 @@ def test_edited_code_is_not_run_by_a_server_of_before(served):
 
 
 def test_without_its_server_a_job_runs_by_itself(served):
-    served.server.terminate()
-    served.server.wait()
+    served.stop()
     client = served.start("figures", "--figure", "fig99")
     assert "error: figure 'fig99'" in client.communicate(timeout=60)[1]

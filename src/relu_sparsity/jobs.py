@@ -117,8 +117,8 @@ class Job:
 class JobTable(Mapping[str, Job]):
     """Every job of a scale by its name, each after those whose results it reads.
 
-    The code that makes a job's results is read when the job is asked for: a process that draws one
-    figure has no need of what trains.
+    The code that makes a job's results is read when the job, or one after it, is asked for: a
+    process that trains has no need of what draws.
     """
 
     def __init__(self, rows: Iterable[Job]) -> None:
