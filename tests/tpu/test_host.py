@@ -40,7 +40,7 @@ def start(tmp_path, monkeypatch):
                 poll_seconds=0.2,
             )
         )
-        state = serve(job, attempt=1, worker=2, max_restarts=1)
+        state = serve(job, attempt=1, worker=2, num_hosts=4, max_restarts=1)
         [report] = job.reports(1)
         assert (report.worker, report.state) == (2, state)
         return state, report, job.read_log(1, 2).decode()

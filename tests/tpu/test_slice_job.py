@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path):
     )
     job.describe(described)
     assert job.description() == described
-    reports = [HostReport(worker, "running", 12.5, 0) for worker in (0, 1, 10)]
+    reports = [HostReport(worker, 16, "running", 12.5, 0) for worker in (0, 1, 10)]
     for report in reversed(reports):
         job.report(2, report)
     assert job.reports(2) == reports

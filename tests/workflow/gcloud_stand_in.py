@@ -159,6 +159,7 @@ class Cloud:
             environment = os.environ | {
                 "RELU_SPARSITY_WORK": str(work),
                 "TPU_WORKER_ID": str(worker),
+                "TPU_WORKER_HOSTNAMES": ",".join(["127.0.0.1"] * count),
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(worker),

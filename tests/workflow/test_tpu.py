@@ -111,7 +111,15 @@ def test_ctrl_c_saves_and_deletes_and_the_same_command_goes_on(controller, plain
 
 
 def test_hosts_that_die(controller, plain):
-    """A process that dies is started again on its host; a dead host costs the whole slice."""
+    """A process that dies is started again on its host; a dead host costs the whole slice.
+
+    So does one that dies before its first word, while the others wait for it.
+    """
+    controller.cloud.shadow(
+        "tar",
+        'if [ "$TPU_WORKER_ID" = 1 ] && mkdir "$GCLOUD_STAND_IN/dead"; then exit 1; fi\n'
+        f'exec {shutil.which("tar")} "$@"',
+    )
     slices = controller.project.folder / "workflow/profiles/tpu/slices.yaml"
     settings = yaml.safe_load(slices.read_text()) | {"host_timeout_seconds": 30}
     slices.write_text(yaml.safe_dump(settings))
@@ -123,6 +131,7 @@ def test_hosts_that_die(controller, plain):
     controller.cloud.kill_host(name, 1)
     output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
+    assert "host 1 was not heard of in 30 s; makes a new slice" in output
     assert "host 1 started its process again" in output
     assert re.search(r"host 1 has said nothing for \d+ s; makes a new slice", output)
     assert controller.cloud.slices() == {}

@@ -68,6 +68,7 @@ def tpu_run(
 def tpu_host(
     attempt: Annotated[int, typer.Option(help="Which slice this is, of those for this job.")],
     worker: Annotated[int, typer.Option(help="This host, from 0.")],
+    num_hosts: Annotated[int, typer.Option(help="The hosts of the slice.")],
 ) -> None:
     """Run this host's part of a slice's job. The start-up script of a slice calls this."""
     from relu_sparsity.layout import store_root
@@ -75,7 +76,7 @@ def tpu_host(
     from relu_sparsity.tpu.slice_job import SliceJob
 
     job = SliceJob(store_root() / "jobs" / os.environ["RELU_SPARSITY_SLICE"])
-    if serve(job, attempt=attempt, worker=worker) == "failed":
+    if serve(job, attempt=attempt, worker=worker, num_hosts=num_hosts) == "failed":
         raise typer.Exit(USER_ERROR_STATUS)
 
 

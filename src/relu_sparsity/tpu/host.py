@@ -27,20 +27,23 @@ log = logging.getLogger(__name__)
 _TAIL_BYTES = 4000
 
 
-def serve(job: SliceJob, *, attempt: int, worker: int, max_restarts: int = 100) -> HostState:
+def serve(
+    job: SliceJob, *, attempt: int, worker: int, num_hosts: int, max_restarts: int = 100
+) -> HostState:
     """Runs this host's part of a job to its end.
 
     Args:
       job: The job.
       attempt: Which slice this is, among those that worked on the job.
       worker: This host, from 0.
+      num_hosts: The hosts of the slice.
       max_restarts: How often to start the process again.
 
     Returns:
       `done`; `stopped`, because the controller asked for it; or `failed`, where another try would
       fail too.
     """
-    host = _Host(job, attempt, worker)
+    host = _Host(job, attempt, worker, num_hosts)
     host.report("starting")
     try:
         _check(job.description())
@@ -65,17 +68,20 @@ def _check(description: JobDescription) -> None:
 
 
 class _Host:
-    def __init__(self, job: SliceJob, attempt: int, worker: int) -> None:
+    def __init__(self, job: SliceJob, attempt: int, worker: int, num_hosts: int) -> None:
         self._job = job
         self._description = job.description()
         self._attempt = attempt
         self._worker = worker
+        self._num_hosts = num_hosts
         self._restarts = 0
         self._published = 0
 
     def report(self, state: HostState, message: str = "") -> None:
         """Says what this host does; a store that does not answer is tried again next time."""
-        report = HostReport(self._worker, state, time.time(), self._restarts, message)
+        report = HostReport(
+            self._worker, self._num_hosts, state, time.time(), self._restarts, message
+        )
         try:
             self._job.report(self._attempt, report)
         except Exception as error:

@@ -294,8 +294,11 @@ class _Launcher:
     def _require_word_of_hosts(self, reports: list[HostReport], active_since: float) -> None:
         """Finds the slice dead whose hosts say nothing, though the cloud says that it is active."""
         limit, now = self._settings.host_timeout_seconds, time.monotonic()
-        if not reports and now - active_since > limit:
-            raise _SliceLost(f"no host was heard of in {limit:.0f} s")
+        num_hosts = max((report.num_hosts for report in reports), default=1)
+        unheard = set(range(num_hosts)) - {report.worker for report in reports}
+        if unheard and now - active_since > limit:
+            who = f"host {min(unheard)} was not" if reports else "no host was"
+            raise _SliceLost(f"{who} heard of in {limit:.0f} s")
         for report in reports:
             # By when a new word came, as this clock saw it: a host's own may jump.
             said_at, heard_at = self._heard.get(report.worker, (math.nan, now))

@@ -39,6 +39,7 @@ class HostReport:
 
     Attributes:
       worker: The host, from 0.
+      num_hosts: With how many hosts, itself among them, it shares the slice.
       state: What it does.
       time: When it said so, in seconds since 1970, by its own clock.
       restarts: How often its process had to be started again.
@@ -46,6 +47,7 @@ class HostReport:
     """
 
     worker: int
+    num_hosts: int
     state: HostState
     time: float
     restarts: int

@@ -19,9 +19,10 @@ put() {
 }
 
 refuse() {  # Tells the controller why no other try would help, as host.py does later.
-  printf '{"worker": %s, "state": "failed", "time": %s, "restarts": 0, "message": "%s"}\n' \
-    "$worker" "$(date +%s)" "$(printf '%s' "$1" | tr '\n\t"\\' "  ''" | tr -d '\000-\037')" \
-    > report.json
+  local message
+  message="$(printf '%s' "$1" | tr '\n\t"\\' "  ''" | tr -d '\000-\037')"
+  printf '{"worker": %s, "num_hosts": %s, "state": "failed", "time": %s, "restarts": 0,
+    "message": "%s"}\n' "$worker" "$num_hosts" "$(date +%s)" "$message" > report.json
   again put report.json "$job/attempt$attempt/host$worker.json"
   exit 1
 }
@@ -55,11 +56,18 @@ install_packages() {
     touch "$work/venv/.complete"
 }
 
-worker="${TPU_WORKER_ID:-}"
+attribute() {  # What the cloud tells this host of itself.
+  curl -sf -H 'Metadata-Flavor: Google' \
+    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+
+worker="${TPU_WORKER_ID:-}" hosts="${TPU_WORKER_HOSTNAMES:-}"
 if [ -z "$worker" ]; then
-  metadata=http://metadata.google.internal/computeMetadata/v1/instance/attributes
-  worker=$(again curl -sf -H 'Metadata-Flavor: Google' "$metadata/agent-worker-number")
+  worker=$(again attribute agent-worker-number)
+  hosts=$(attribute worker-network-endpoints)
 fi
+commas="${hosts//[!,]/}"
+num_hosts=$((${#commas} + 1))
 again fetch "$job/bundle.tar.gz" bundle.tar.gz
 tar -xzf bundle.tar.gz -C project || exit 1
 if [ -z "$python" ]; then
@@ -76,4 +84,5 @@ if [ -z "$python" ]; then
 fi
 cd project || exit 1
 export PYTHONPATH="$PWD/src"
-exec "$python" -m relu_sparsity.cli tpu host --attempt "$attempt" --worker "$worker"
+exec "$python" -m relu_sparsity.cli tpu host --attempt "$attempt" --worker "$worker" \
+  --num-hosts "$num_hosts"
