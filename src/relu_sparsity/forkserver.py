@@ -27,8 +27,8 @@ from relu_sparsity.fingerprint import NAME, PACKAGE, PACKAGES
 
 ADDRESS = "RELU_SPARSITY_FORK_SERVER"
 COMMANDS = frozenset(
-    {"claims", "extract", "figures", "own", "pruning", "report", "sensitivity", "summary",
-     "tables", "widths"}
+    {"claims", "extract", "figures", "own", "pruning", "record", "report", "sensitivity",
+     "summary", "tables", "widths"}
 )  # fmt: skip
 # So many short jobs are worth a process that imports everything.
 ENOUGH_JOBS = 5
@@ -120,6 +120,8 @@ class Server:
         self._versions = _versions()
         for module in _MODULES:
             importlib.import_module(f"{NAME}.{module}")
+        # The report is Snakemake's, whose parser asks all plugins for their options.
+        importlib.import_module("snakemake.cli").get_argument_parser()
         # A job would need longer for this than to draw a figure.
         fingerprint.read_all()
         gc.collect()

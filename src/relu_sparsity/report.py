@@ -2,9 +2,8 @@
 
 import base64
 import json
-import os
+import logging
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -37,21 +36,36 @@ def write_report(params: Params, layout: Layout) -> None:
     """Writes the HTML report of a scale whose other results are there.
 
     Raises:
-      UserError: Snakemake cannot make it; the message is Snakemake's.
+      UserError: Snakemake cannot make it, and has said why.
     """
     with atomic_write(layout.report) as temporary:
         # The workflow that calls this holds the lock; the report only reads.
-        command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock"]
-        command += ["--config", f"scale={params.scale}", "--report", str(temporary)]
-        command += ["--report-stylesheet", "workflow/report/style.css"]
-        # Snakemake lays out its graph of rules in the order of sets.
-        environment = os.environ | {"PYTHONHASHSEED": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if done.returncode:
-            raise UserError(f"the report could not be made:\n{done.stderr.strip()}")
+        arguments = ["--cores", "1", "--nolock", "--config", f"scale={params.scale}"]
+        arguments += ["--report", str(temporary)]
+        _call_snakemake([*arguments, "--report-stylesheet", "workflow/report/style.css"])
         html = temporary.read_text(encoding="utf-8")
         graph = rule_graph(job_table(params, layout).values())
         temporary.write_text(steady_report(html, graph), encoding="utf-8")
+
+
+def _call_snakemake(arguments: list[str]) -> None:
+    """Runs Snakemake here, as a fork of the server has imported it; the process is of no use later.
+
+    Raises:
+      UserError: It ends with an error, which it has printed.
+    """
+    from snakemake.cli import main
+    from snakemake.logging import logger
+
+    # Not a line for each figure.
+    logger.addFilter(lambda record: record.levelno > logging.INFO)
+    # The Snakefile looks there for what Snakemake is asked for.
+    sys.argv[1:] = arguments
+    try:
+        main(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise UserError("the report could not be made; Snakemake tells why, above") from None
 
 
 def overview(params: Params, layout: Layout) -> dict[str, Any]:

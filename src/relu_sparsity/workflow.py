@@ -17,6 +17,7 @@ from typing import IO
 import yaml
 
 from relu_sparsity.files import write_text
+from relu_sparsity.fingerprint import NAME
 from relu_sparsity.jobs import Job, job_table
 from relu_sparsity.layout import Layout
 from relu_sparsity.params import MASKS, Params
@@ -174,7 +175,7 @@ def record_in_dvc_now() -> None:
 
     Both may have been edited since the workflow began.
     """
-    command = [sys.executable, "-m", "relu_sparsity.cli", "record"]
+    command = [sys.executable, "-m", NAME, "record"]
     subprocess.run(command, check=False)
 
 
