@@ -49,7 +49,9 @@ def write_report(params: Params, layout: Layout) -> None:
 
 
 def _call_snakemake(arguments: list[str]) -> None:
-    """Runs Snakemake here, as a fork of the server has imported it; the process is of no use later.
+    """Runs Snakemake in this process, which a fork of the server has imported it for.
+
+    It leaves its settings and its loggers behind: for a process that then ends.
 
     Raises:
       UserError: It ends with an error, which it has printed.
