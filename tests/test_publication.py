@@ -40,7 +40,8 @@ def test_what_is_published_is_verified(scale, tmp_path):
     params, layout = scale
     folder = tmp_path / "published"
     written = publish(params, layout, folder)
-    assert all(path.is_file() for path in written)
+    assert all(path.is_file() for path in written.files)
+    assert not written.kept
     numbers = pd.read_csv(folder / "metrics.csv")
     assert set(numbers.run) == set(params.paper_runs)
     assert set(numbers.seed) == {0, 1, 2}
@@ -122,6 +123,24 @@ def test_other_parameters_are_told_but_not_other_seeds(scale, tmp_path):
     found = verify(edited, layout, tmp_path / "published")
     assert "baseline, depth_10: optimizer.weight_decay: 0.3, published 0.1" in found.parameters
     assert not any("seeds" in line for line in found.parameters)
+
+
+def test_a_published_sensitivity_stays_until_there_is_another(scale, tmp_path):
+    params, layout = scale
+    folder = tmp_path / "published"
+    for path in layout.sensitivity:
+        write_text(path, "first")
+    assert not publish(params, layout, folder).kept
+    for path in layout.sensitivity:
+        path.unlink()
+    again = publish(params, layout, folder)
+    assert [path.name for path in again.kept] == [path.name for path in layout.sensitivity]
+    assert all(path.read_text() == "first" for path in again.kept)
+    assert set(again.kept) < set(again.files)
+    write_text(layout.sensitivity[0], "second")
+    assert not publish(params, layout, folder).kept
+    assert (folder / "sensitivity.csv").read_text() == "second"
+    assert not (folder / "sensitivity.md").exists()
 
 
 def test_only_whole_results_are_published_and_what_is_there_stays(scale, tmp_path):

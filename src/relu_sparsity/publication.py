@@ -35,6 +35,19 @@ _KEYS = ["run", "layer", "metric"]
 
 
 @dataclass(frozen=True)
+class Publication:
+    """What a folder of published results holds.
+
+    Attributes:
+      files: All of it.
+      kept: Of these, the sensitivity of earlier results: the new ones have none.
+    """
+
+    files: list[Path]
+    kept: list[Path]
+
+
+@dataclass(frozen=True)
 class Deviation:
     """A number that is farther from the published one than seeds are from each other.
 
@@ -110,15 +123,19 @@ class Verification:
         return asdict(self) | {"passed": self.passed}
 
 
-def publish(params: "Params", layout: "Layout", folder: Path) -> list[Path]:
+def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
     """Copies what is small of a scale's results, and tells what made them.
 
-    Of the figures, those of the paper's main text.
+    Of the figures, those of the paper's main text. The sensitivity, which is made only when asked
+    for, stays as it was published before where the results have none.
 
     Args:
       params: The scale.
       layout: Where its results are. All of them have to be there.
       folder: Where to; what was published there before is replaced.
+
+    Returns:
+      All that is published now, and what of it was published before.
 
     Raises:
       UserError: A result is missing.
@@ -130,6 +147,9 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> list[Path]:
         *(layout.figure(each.id) for each in FIGURES.values() if each.category == MAIN_TEXT),
         *(path for path in layout.sensitivity if path.is_file()),
     ]
+    sensitivity = [folder / path.relative_to(layout.results) for path in layout.sensitivity]
+    made = any(path.is_file() for path in layout.sensitivity)
+    kept = [] if made else [path for path in sensitivity if path.is_file()]
     missing = [path for path in copied if not path.is_file()]
     runs = params.paper_runs
     jobs = [(name, seed) for name, run in runs.items() for seed in run.seeds]
@@ -144,6 +164,8 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> list[Path]:
         target = partial / path.relative_to(layout.results)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    for path in kept:
+        shutil.copy2(path, partial / path.relative_to(folder))
     write_text(partial / _NUMBERS, read_numbers(params, layout).to_csv(index=False))
     write_text(partial / _PARAMETERS, yaml.safe_dump(_parameters(params), sort_keys=False))
     made_from = {}
@@ -159,7 +181,7 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> list[Path]:
     write_json(partial / _MADE_FROM, made_from)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return Publication(sorted(path for path in folder.rglob("*") if path.is_file()), kept)
 
 
 def read_numbers(params: "Params", layout: "Layout") -> pd.DataFrame:

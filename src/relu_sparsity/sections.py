@@ -274,9 +274,10 @@ class ClaimsParams(Section):
 class PruningParams(Section):
     """The table of what leaving masked units out saves."""
 
-    show_speed: bool = True
-    """Show measured speeds, which are never the same twice. Without them the table has the same
-    bytes each time."""
+    show_speed: bool = False
+    """Show the speed that each run had in training. Only where it had its device to itself: jobs
+    that share a machine slow each other, and more than a mask makes them faster. Never the same
+    twice; without speeds the table has the same bytes each time."""
 
 
 class ResourcesParams(Section):

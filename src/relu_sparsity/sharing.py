@@ -57,9 +57,15 @@ def publish(
 
     params, layout = load(params_file, scale)
     folder = folder or Path("published") / params.scale
-    written = publish(params, layout, folder)
-    size = sum(path.stat().st_size for path in written)
-    log.info("wrote %d files, %.1f MB, to %s", len(written), size / 1e6, folder)
+    published = publish(params, layout, folder)
+    size = sum(path.stat().st_size for path in published.files)
+    log.info("%s holds %d files, %.1f MB", folder, len(published.files), size / 1e6)
+    if published.kept:
+        log.info(
+            "kept of what was published before: %s. To make it of today's results: "
+            "snakemake sensitivity --cores 2 --config scale=%s",
+            ", ".join(path.name for path in published.kept), params.scale,
+        )  # fmt: skip
 
 
 def verify(

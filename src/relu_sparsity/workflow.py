@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from base64 import urlsafe_b64decode
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,11 +38,20 @@ def remembered_digests(layout: Layout) -> Digests:
 
 
 def reasons_to_run(jobs: Mapping[str, Job], digests: Digests) -> dict[str, list[str]]:
-    """Every job that has to run, and why: by itself, or because one before it has to."""
+    """Every job that has to run, and why: by itself, or because one before it has to.
+
+    A job that has ended after its Snakemake was killed runs again, in seconds: the report shows
+    only what Snakemake has notes of.
+    """
     reasons: dict[str, list[str]] = {}
+    ended_unseen = _ended_unseen()
     for job in jobs.values():
         first = [name for name in job.after if name in reasons]
-        why = job.problems(digests) or ([f"after {', '.join(first)}"] if first else [])
+        why = job.problems(digests)
+        if not why and not ended_unseen.isdisjoint((*job.outputs, job.record)):
+            why = ["Snakemake was killed before it ended"]
+        if not why and first:
+            why = [f"after {', '.join(first)}"]
         if why:
             reasons[job.name] = why
     return reasons
@@ -196,7 +206,8 @@ def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str] | None:
 
     Every Snakemake process of this folder holds a shared lock, which the system frees however it
     ends. Whoever gets the exclusive lock is alone, so Snakemake's own lock files are left-overs.
-    Its marks would stop the next run also where the files are whole; their records tell.
+    Its marks would make the next run do a job again also where the files are whole; their records
+    tell. One stays where Snakemake has no notes of the file, see `reasons_to_run`.
 
     Returns:
       The open lock file: keep it as long as the process lives. None where nothing can be written.
@@ -208,12 +219,28 @@ def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str] | None:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for leftover in (*folder.glob("locks/*"), *folder.glob("incomplete/**/*")):
-            if leftover.is_file():
-                leftover.unlink()
+        for leftover in (*folder.glob("locks/*"), *_marks(folder, known=True)):
+            leftover.unlink()
     except OSError:
         pass
     # Some file systems of clusters have no locks: there left-overs are removed by hand.
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)
     return file
+
+
+def _marks(folder: Path, *, known: bool) -> Iterator[Path]:
+    """The marks of files half written, of those alone that Snakemake has notes of, or has not."""
+    marks = folder / "incomplete"
+    for mark in marks.rglob("*"):
+        # A file's note has the same name.
+        if mark.is_file() and (folder / "metadata" / mark.relative_to(marks)).is_file() == known:
+            yield mark
+
+
+def _ended_unseen(folder: Path = Path(".snakemake")) -> set[Path]:
+    """Files whose jobs, if they are whole, have ended after their Snakemake was killed."""
+    marks = (mark.relative_to(folder / "incomplete") for mark in _marks(folder, known=False))
+    # Long names are split into folders, which begin with "@".
+    names = ("".join(mark.parts).replace("@", "") for mark in marks)
+    return {Path(urlsafe_b64decode(name).decode()) for name in names}

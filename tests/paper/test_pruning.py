@@ -45,6 +45,7 @@ def measured(layout, run, seed, rates):
 
 
 def test_shows_flops_and_speed_beside_the_parents(layout, params):
+    params = params.model_copy(update={"pruning": PruningParams(show_speed=True)})
     for seed in params.runs["masked"].seeds:
         measured(layout, "baseline", seed, [320, 640, 6400])
         measured(layout, "masked", seed, [960])

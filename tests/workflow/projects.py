@@ -33,7 +33,6 @@ TINY = {
     },
     "metrics": {"metrics_every_steps": 2, "convergence_window": 8, "early_steps": 12},
     "mask": {"step": 12},
-    "pruning": {"show_speed": False},
 }
 
 

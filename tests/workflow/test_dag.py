@@ -394,6 +394,23 @@ def test_marks_of_half_written_files_stop_nothing_where_records_tell_that_they_a
     assert "Nothing to be done" in project.snakemake()
 
 
+def test_what_ended_after_its_snakemake_was_killed_is_told_in_the_report_too(project):
+    """Snakemake knows nothing of such a job's files, and reports only what it knows."""
+    before = project.result_bytes()
+    folder = project.folder / ".snakemake"
+    (folder / "incomplete").mkdir(exist_ok=True)
+    for name in ("claims.json", "claims.md", "made_from/claims.json"):
+        mark = base64.urlsafe_b64encode(f"results/smoke/{name}".encode()).decode()
+        (folder / "metadata" / mark).rename(folder / "incomplete" / mark)
+    (project.results / "report.html").unlink()
+    assert project.planned() == {"claims": 1, "summary": 1, "report": 1, "all": 1}
+    planned = project.run("relu_sparsity.cli", "plan")
+    assert "claims\n  why: Snakemake was killed before it ended" in planned
+    project.snakemake()
+    assert project.result_bytes() == before
+    assert "Nothing to be done" in project.snakemake()
+
+
 def test_for_a_person_it_tells_what_runs_what_failed_and_no_more(project):
     told = project.snakemake("--logger", "relu-sparsity")
     assert (
