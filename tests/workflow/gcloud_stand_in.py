@@ -2,8 +2,8 @@
 
 It knows the calls of the launcher and of the start-up script, checks names as Cloud TPU does, and
 keeps its state in files. A slice has as many hosts as one of Cloud TPU, and four simulated CPU
-devices in all. Each host really runs the start-up script that the slice was created with.
-Preemption kills all of them at once.
+devices in all. Each host really runs the start-up script that the slice was created with, and is
+told of itself by a metadata server, as in the cloud. Preemption kills all of them at once.
 """
 
 import datetime
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -26,6 +27,7 @@ NUM_DEVICES = 4
 STATE_VARIABLE = "GCLOUD_STAND_IN"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL = re.compile(r"[-_a-z0-9]{0,63}")
+_ATTRIBUTES = "computeMetadata/v1/instance/attributes/"
 
 
 def num_hosts(accelerator_type: str) -> int:
@@ -48,6 +50,7 @@ class Cloud:
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -S {__file__} "$@"\n')
         command.chmod(0o755)
         cloud = cls(folder)
+        cloud._serve_metadata()
         cloud.configure(**{"core/project": "a-project", "compute/zone": "a-zone", "account": "me"})
         cloud.fail_next(0)
         cloud.refuse("")
@@ -108,6 +111,39 @@ class Cloud:
         """Ends everything."""
         for name in self.slices():
             self._kill_hosts(name)
+        self._metadata.shutdown()
+        self._metadata.server_close()
+
+    def _serve_metadata(self) -> None:
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+        slices = self.slices
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                _, name, worker, *attribute = self.path.split("/")
+                count = num_hosts(slices()[name]["accelerator_type"])
+                known = {
+                    "agent-worker-number": worker,
+                    "worker-network-endpoints": ",".join(["unknown:unknown:127.0.0.1"] * count),
+                }
+                found = known.get("/".join(attribute).removeprefix(_ATTRIBUTES))
+                if self.headers["Metadata-Flavor"] != "Google":
+                    self.send_error(403)
+                elif found is None:
+                    self.send_error(404)
+                else:
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(found.encode())
+
+            def log_message(self, format: str, *values: object) -> None:
+                pass
+
+        self._metadata = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._metadata.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{self._metadata.server_port}"
+        (self.folder / "metadata.txt").write_text(address)
 
     def create(self, name: str, options: dict[str, str]) -> None:
         if not _NAME.fullmatch(name) or not _NAME.fullmatch(options["node-id"]):
@@ -150,6 +186,7 @@ class Cloud:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         described = self.slices()[name]
+        metadata = (self.folder / "metadata.txt").read_text()
         count = num_hosts(described["accelerator_type"])
         hosts = []
         for worker in range(count):
@@ -158,8 +195,7 @@ class Cloud:
             work.mkdir(parents=True)
             environment = os.environ | {
                 "RELU_SPARSITY_WORK": str(work),
-                "TPU_WORKER_ID": str(worker),
-                "TPU_WORKER_HOSTNAMES": ",".join(["127.0.0.1"] * count),
+                "GCE_METADATA_IP": f"{metadata}/{name}/{worker}",
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(worker),

@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 _real_time = time.time
-_clock = Path(os.environ["CLOCKS"]) / os.environ.get("TPU_WORKER_ID", "controller")
+_clock = Path(os.environ["CLOCKS"]) / os.environ.get("JAX_PROCESS_ID", "controller")
 
 
 def _own_time():
@@ -37,7 +37,7 @@ def _own_time():
 
 time.time = _own_time
 
-if "train" in sys.orig_argv and "TPU_WORKER_ID" in os.environ:
+if "train" in sys.orig_argv and "JAX_PROCESS_ID" in os.environ:
     from relu_sparsity.data.sources import Documents
 
     _read = Documents.__getitem__

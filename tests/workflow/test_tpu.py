@@ -117,7 +117,7 @@ def test_hosts_that_die(controller, plain):
     """
     controller.cloud.shadow(
         "tar",
-        'if [ "$TPU_WORKER_ID" = 1 ] && mkdir "$GCLOUD_STAND_IN/dead"; then exit 1; fi\n'
+        'if [ "$JAX_PROCESS_ID" = 1 ] && mkdir "$GCLOUD_STAND_IN/dead"; then exit 1; fi\n'
         f'exec {shutil.which("tar")} "$@"',
     )
     slices = controller.project.folder / "workflow/profiles/tpu/slices.yaml"
@@ -252,7 +252,7 @@ import sys
 import time
 from pathlib import Path
 
-if "train" in sys.orig_argv and os.environ.get("TPU_WORKER_ID") == "1":
+if "train" in sys.orig_argv and os.environ.get("JAX_PROCESS_ID") == "1":
     from relu_sparsity.data.sources import Documents
     from relu_sparsity.training import watchdog
 

@@ -56,17 +56,14 @@ install_packages() {
     touch "$work/venv/.complete"
 }
 
-attribute() {  # What the cloud tells this host of itself.
-  curl -sf -H 'Metadata-Flavor: Google' \
-    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+attribute() {  # What the cloud tells this host of itself, from where JAX asks for it too.
+  curl -sf --retry 5 -H 'Metadata-Flavor: Google' \
+    "http://${GCE_METADATA_IP:-metadata.google.internal}/computeMetadata/v1/instance/attributes/$1"
 }
 
-worker="${TPU_WORKER_ID:-}" hosts="${TPU_WORKER_HOSTNAMES:-}"
-if [ -z "$worker" ]; then
-  worker=$(again attribute agent-worker-number)
-  hosts=$(attribute worker-network-endpoints)
-fi
-commas="${hosts//[!,]/}"
+worker=$(again attribute agent-worker-number)
+endpoints=$(attribute worker-network-endpoints)
+commas="${endpoints//[!,]/}"
 num_hosts=$((${#commas} + 1))
 again fetch "$job/bundle.tar.gz" bundle.tar.gz
 tar -xzf bundle.tar.gz -C project || exit 1
