@@ -38,6 +38,7 @@ onstart:
     if SLICE_PARAMS:
         require_setup(SLICE_PARAMS, PARAMS)
     keep_trained_runs(PARAMS, LAYOUT)
+    note_jobs_that_ended_unseen(workflow)
     if sum(job.is_local for job in workflow.dag.needrun_jobs()) >= forkserver.ENOUGH_JOBS:
         # It imports in the time that it takes to build the data, or to train.
         forkserver.start()

@@ -7,13 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from base64 import urlsafe_b64decode
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import yaml
 
@@ -24,6 +23,9 @@ from relu_sparsity.layout import Layout
 from relu_sparsity.params import MASKS, Params
 from relu_sparsity.provenance import Digests
 from relu_sparsity.runs import resolve_all
+
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +40,11 @@ def remembered_digests(layout: Layout) -> Digests:
 
 
 def reasons_to_run(jobs: Mapping[str, Job], digests: Digests) -> dict[str, list[str]]:
-    """Every job that has to run, and why: by itself, or because one before it has to.
-
-    A job that has ended after its Snakemake was killed runs again, in seconds: the report shows
-    only what Snakemake has notes of.
-    """
+    """Every job that has to run, and why: by itself, or because one before it has to."""
     reasons: dict[str, list[str]] = {}
-    ended_unseen = _ended_unseen()
     for job in jobs.values():
         first = [name for name in job.after if name in reasons]
-        why = job.problems(digests)
-        if not why and not ended_unseen.isdisjoint((*job.outputs, job.record)):
-            why = ["Snakemake was killed before it ended"]
-        if not why and first:
-            why = [f"after {', '.join(first)}"]
+        why = job.problems(digests) or ([f"after {', '.join(first)}"] if first else [])
         if why:
             reasons[job.name] = why
     return reasons
@@ -202,12 +195,10 @@ def is_dry_run(arguments: Sequence[str]) -> bool:
 
 
 def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str] | None:
-    """Removes what a killed Snakemake left behind: its locks, and its marks of files half written.
+    """Removes the locks that a killed Snakemake left behind.
 
     Every Snakemake process of this folder holds a shared lock, which the system frees however it
     ends. Whoever gets the exclusive lock is alone, so Snakemake's own lock files are left-overs.
-    Its marks would make the next run do a job again also where the files are whole; their records
-    tell. One stays where Snakemake has no notes of the file, see `reasons_to_run`.
 
     Returns:
       The open lock file: keep it as long as the process lives. None where nothing can be written.
@@ -219,7 +210,7 @@ def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str] | None:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for leftover in (*folder.glob("locks/*"), *_marks(folder, known=True)):
+        for leftover in folder.glob("locks/*"):
             leftover.unlink()
     except OSError:
         pass
@@ -229,18 +220,12 @@ def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str] | None:
     return file
 
 
-def _marks(folder: Path, *, known: bool) -> Iterator[Path]:
-    """The marks of files half written, of those alone that Snakemake has notes of, or has not."""
-    marks = folder / "incomplete"
-    for mark in marks.rglob("*"):
-        # A file's note has the same name.
-        if mark.is_file() and (folder / "metadata" / mark.relative_to(marks)).is_file() == known:
-            yield mark
+def note_jobs_that_ended_unseen(workflow: "Workflow") -> None:
+    """Lets Snakemake note the jobs that ended well after it was killed.
 
-
-def _ended_unseen(folder: Path = Path(".snakemake")) -> set[Path]:
-    """Files whose jobs, if they are whole, have ended after their Snakemake was killed."""
-    marks = (mark.relative_to(folder / "incomplete") for mark in _marks(folder, known=False))
-    # Long names are split into folders, which begin with "@".
-    names = ("".join(mark.parts).replace("@", "") for mark in marks)
-    return {Path(urlsafe_b64decode(name).decode()) for name in names}
+    It still has them marked as half done, and its report shows only jobs that it has notes of.
+    """
+    notes = workflow.persistence
+    for job in workflow.dag.jobs:
+        if not workflow.dag.needrun(job) and workflow.async_run(notes.incomplete(job)):
+            workflow.async_run(notes.finished(job))

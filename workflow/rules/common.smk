@@ -23,6 +23,7 @@ from relu_sparsity.workflow import (
     is_dry_run,
     keep_trained_runs,
     look_only,
+    note_jobs_that_ended_unseen,
     record_in_dvc_now,
     write_stamps,
 )
