@@ -59,12 +59,16 @@ def assert_equals_reference(batch):
         np.testing.assert_allclose(found[metric], expected[metric], atol=2e-6, err_msg=metric)
 
 
-shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 13))
+# Each is compiled once: values are many, shapes are few.
+shapes = st.sampled_from(
+    [(1, 1, 1), (1, 1, 13), (1, 6, 1), (3, 1, 1), (1, 5, 8), (2, 2, 2), (2, 6, 7), (2, 3, 12),
+     (3, 1, 9), (3, 4, 5), (3, 6, 13)]
+)  # fmt: skip
 # Positive values stay clear of underflow in A.6's sums over tokens.
 values = st.one_of(st.just(0.0), st.floats(2**-10, 2**10, width=32))
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(hnp.arrays(np.float32, shapes, elements=values))
 def test_equals_a6_on_any_activations(batch):
     assert_equals_reference(batch)
