@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -56,7 +57,8 @@ def write_stamps(jobs: Mapping[str, Job], layout: Layout) -> tuple[Layout, set[s
     Snakemake compares modification times, which a clone or `dvc pull` sets at random. So every job
     has a stamp, and rules look at the times of no other input. Where a job's results are current,
     its stamp holds the fingerprint and has a time long ago; where they are not, it is new, and says
-    why: its content has to differ too, as Snakemake forgives a newer file that it knows.
+    why and since when: its content has to differ too, as Snakemake forgives a newer file that it
+    knows, and a result can be damaged twice in the same way.
 
     Returns:
       The layout, with the stamps where they could be written, and the jobs that have to run.
@@ -70,7 +72,8 @@ def write_stamps(jobs: Mapping[str, Job], layout: Layout) -> tuple[Layout, set[s
     for job in jobs.values():
         why = reasons.get(job.name, [])
         stamp = layout.stamp(job.name)
-        text = "\n".join([job.fingerprint.hash, *why]) + "\n"
+        since = [str(time.time_ns())] if why else []
+        text = "\n".join([job.fingerprint.hash, *why, *since]) + "\n"
         if not stamp.is_file() or stamp.read_text(encoding="utf-8") != text:
             write_text(stamp, text)
         os.utime(stamp, None if why else (_SETTLED, _SETTLED))
@@ -221,11 +224,14 @@ def hold_workflow_lock(folder: Path = Path(".snakemake")) -> IO[str] | None:
 
 
 def note_jobs_that_ended_unseen(workflow: "Workflow") -> None:
-    """Lets Snakemake note the jobs that ended well after it was killed.
+    """Lets Snakemake note the jobs that need not run and that it did not see end.
 
-    It still has them marked as half done, and its report shows only jobs that it has notes of.
+    It was killed before them, or their results come from elsewhere. Its report shows only jobs that
+    it has notes of.
     """
     notes = workflow.persistence
     for job in workflow.dag.jobs:
-        if not workflow.dag.needrun(job) and workflow.async_run(notes.incomplete(job)):
+        if workflow.dag.needrun(job):
+            continue
+        if not notes.has_metadata(job) or workflow.async_run(notes.incomplete(job)):
             workflow.async_run(notes.finished(job))

@@ -117,12 +117,12 @@ class Cloud:
     def _serve_metadata(self) -> None:
         from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-        slices = self.slices
+        file = self._file
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 _, name, worker, *attribute = self.path.split("/")
-                count = num_hosts(slices()[name]["accelerator_type"])
+                count = num_hosts(json.loads(file(name).read_text())["accelerator_type"])
                 known = {
                     "agent-worker-number": worker,
                     "worker-network-endpoints": ",".join(["unknown:unknown:127.0.0.1"] * count),

@@ -309,10 +309,12 @@ def test_a_changed_number_is_noticed_and_the_run_exported_again(project):
     assert project.result_bytes() == before
     # The same for what is made from runs.
     table = project.results / "tables/table1.csv"
-    table.write_text(table.read_text().replace("0", "1"))
-    assert set(project.planned()) == {"table", "report", "all"}
-    project.snakemake()
-    assert project.result_bytes() == before
+    damaged = table.read_text().replace("0", "1")
+    for _ in range(2):
+        table.write_text(damaged)
+        assert set(project.planned()) == {"table", "report", "all"}
+        project.snakemake()
+        assert project.result_bytes() == before
 
 
 def everything(project):
@@ -399,14 +401,34 @@ def test_what_ended_after_its_snakemake_was_killed_is_told_in_the_report_too(pro
     before = project.result_bytes()
     folder = project.folder / ".snakemake"
     (folder / "incomplete").mkdir(exist_ok=True)
+
+    def note(name):
+        return base64.urlsafe_b64encode(f"results/smoke/{name}".encode()).decode()
+
     for name in ("claims.json", "claims.md", "made_from/claims.json"):
-        mark = base64.urlsafe_b64encode(f"results/smoke/{name}".encode()).decode()
-        (folder / "metadata" / mark).rename(folder / "incomplete" / mark)
-    (project.results / "report.html").unlink()
-    assert project.planned() == {"report": 1, "all": 1}
-    project.snakemake()
+        (folder / "metadata" / note(name)).rename(folder / "incomplete" / note(name))
+    # Of another branch than what is asked for; the report looks at all.
+    (folder / "incomplete" / note("metrics.yaml")).touch()
+    # On a cluster, a job that ends by itself takes its marks away, and notes nothing.
+    for name in ("data/manifest.json", "data/made_from/manifest.json"):
+        (folder / "metadata" / note(name)).unlink()
+    report = "results/smoke/report.html"
+    (project.folder / report).unlink()
+    assert project.planned(report) == {"report": 1}
+    project.snakemake(report)
     assert project.result_bytes() == before
-    assert not any(path.is_file() for path in (folder / "incomplete").rglob("*"))
+
+
+def test_what_is_stale_and_not_asked_for_is_not_noted_as_done(project):
+    """As in a stage of DVC, which may run the jobs of one rule only."""
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    for path in (project.folder / ".snakemake/metadata").iterdir():
+        path.unlink()
+    (project.results / "figures/fig01.svg").unlink()
+    project.snakemake(
+        "--allowed-rules", "figure", "--", "results/smoke/figures/fig01.svg", status=None
+    )
+    assert project.trained() == {"lr_x1of3"}
 
 
 def test_for_a_person_it_tells_what_runs_what_failed_and_no_more(project):

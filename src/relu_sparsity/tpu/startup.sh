@@ -57,12 +57,15 @@ install_packages() {
 }
 
 attribute() {  # What the cloud tells this host of itself, from where JAX asks for it too.
-  curl -sf --retry 5 -H 'Metadata-Flavor: Google' \
+  curl -sf -H 'Metadata-Flavor: Google' \
     "http://${GCE_METADATA_IP:-metadata.google.internal}/computeMetadata/v1/instance/attributes/$1"
 }
 
 worker=$(again attribute agent-worker-number)
-endpoints=$(attribute worker-network-endpoints)
+for pause in 1 2 5 10 0; do
+  endpoints=$(attribute worker-network-endpoints) && break
+  sleep "$pause"
+done
 commas="${endpoints//[!,]/}"
 num_hosts=$((${#commas} + 1))
 again fetch "$job/bundle.tar.gz" bundle.tar.gz
