@@ -419,7 +419,7 @@ def test_what_ended_after_its_snakemake_was_killed_is_told_in_the_report_too(pro
     assert project.result_bytes() == before
 
 
-def test_what_is_stale_and_not_asked_for_is_not_noted_as_done(project):
+def test_what_was_stale_and_not_asked_for_runs_when_it_is(project):
     """As in a stage of DVC, which may run the jobs of one rule only."""
     project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
     for path in (project.folder / ".snakemake/metadata").iterdir():
