@@ -319,7 +319,8 @@ MUTATIONS = {
     ),
     "edited": Mutation(
         "a job runs the code that its server imported, and is said to be made by that on disk",
-        "forkserver.py", "if _versions() != self._versions:", "if False:", "test_forkserver.py",
+        "forkserver.py", "is_other or _versions() != self._versions", "is_other",
+        "test_forkserver.py",
     ),
     "one_program": Mutation(
         "runs of few steps keep every step", "training/loop.py",

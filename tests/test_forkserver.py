@@ -34,14 +34,16 @@ class Served:
         self.source = folder / "src"
         shutil.copytree(ROOT / "src" / "relu_sparsity", self.source / "relu_sparsity")
         if slow_line is not None:
-            module = self.source / "relu_sparsity" / "forkserver.py"
-            text, count = re.subn(
-                rf"(?m)^( *){re.escape(slow_line)}$",
-                r"\g<0>\n\1import time\n\1time.sleep(0.5)",
-                module.read_text(),
-            )
+            count = 0
+            for module in (self.source / "relu_sparsity").glob("fork*.py"):
+                text, found = re.subn(
+                    rf"(?m)^( *){re.escape(slow_line)}$",
+                    r"\g<0>\n\1import time\n\1time.sleep(0.5)",
+                    module.read_text(),
+                )
+                count += found
+                module.write_text(text)
             assert count == 1
-            module.write_text(text)
         address = folder / "socket"
         self.environment = os.environ | {"PYTHONPATH": str(self.source), ADDRESS: str(address)}
         self.server = self.start("fork-server", str(address), str(os.getpid()))
@@ -51,11 +53,11 @@ class Served:
         self.server.terminate()
         self.server.wait()
 
-    def start(self, *arguments):
+    def start(self, *arguments, **environment):
         return subprocess.Popen(
             [sys.executable, "-m", "relu_sparsity", *arguments],
             cwd=ROOT,
-            env=self.environment,
+            env=self.environment | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -140,14 +142,58 @@ def test_a_server_whose_parent_is_dead_already_ends(served, tmp_path):
     assert server.returncode == -signal.SIGTERM
 
 
-def test_what_trains_starts_by_itself(served):
-    client = served.start("train", "--run", "nothing")
-    seen = set()
-    while client.poll() is None:
-        seen.update(children(served.server.pid))
-        time.sleep(0.01)
-    assert "run 'nothing' is not in params.yaml" in client.communicate()[1]
-    assert seen == set()
+@pytest.mark.parametrize(
+    ("environment", "is_served"),
+    [
+        pytest.param({}, True, id="alike"),
+        pytest.param({"SHLVL": "9"}, True, id="shell"),
+        pytest.param({"JAX_ENABLE_X64": "1"}, False, id="jax"),
+        pytest.param({"SLURM_JOB_ID": "1"}, False, id="slurm"),
+    ],
+)
+def test_what_trains_is_a_fork_of_a_server_with_the_same_environment(
+    served, tmp_path, environment, is_served
+):
+    params = tmp_path / "params.yaml"
+    os.mkfifo(params)
+    client = served.start("train", "--run", "nothing", "--params", str(params), **environment)
+    # It opens when the job reads its parameters.
+    with params.open("w") as pipe:
+        forks = children(served.server.pid)
+        pipe.write((ROOT / "params.yaml").read_text())
+    assert "run 'nothing' is not in params.yaml" in client.communicate(timeout=60)[1]
+    assert len(forks) == is_served
+
+
+def test_a_job_of_snakemake_that_trains_is_a_fork(tmp_path):
+    params = tmp_path / "params.yaml"
+    os.mkfifo(params)
+    (tmp_path / "Snakefile").write_text(
+        "import os, time\n"
+        "from relu_sparsity import forkserver\n"
+        "onstart:\n"
+        "    forkserver.start()\n"
+        "    while not os.path.exists(os.environ[forkserver.ADDRESS]):\n"
+        "        time.sleep(0.05)\n"
+        "rule train:\n"
+        "    threads: 1\n"
+        f"    shell: '{sys.executable} -m relu_sparsity train --run nothing --params {params}'\n"
+    )
+    snakemake = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with params.open("w") as pipe:
+        [server] = [
+            child
+            for child in children(snakemake.pid)
+            if "fork-server" in Path(f"/proc/{child}/cmdline").read_text()
+        ]
+        assert len(children(server)) == 1
+        pipe.write((ROOT / "params.yaml").read_text())
+    assert "run 'nothing' is not in params.yaml" in snakemake.communicate(timeout=60)[1]
 
 
 # The last of them: it ends what the server is good for.

@@ -1,4 +1,4 @@
-"""The program `relu-sparsity`: a short job of the workflow runs in a fork of its server."""
+"""The program `relu-sparsity`: a job of the workflow runs in a fork of its server."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ def main() -> None:
     """Runs the command line, here or there."""
     # A job imports no more than it needs before it is known where it runs.
     if "RELU_SPARSITY_FORK_SERVER" in os.environ:
-        from relu_sparsity import forkserver
+        from relu_sparsity import forkclient
 
-        status = forkserver.call(sys.argv)
+        status = forkclient.call(sys.argv)
         if status is not None:
             if status < 0:
                 with contextlib.suppress(OSError):  # SIGKILL has no other way.

@@ -346,11 +346,10 @@ def record(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> Non
 
 @app.command(hidden=True)
 def fork_server(address: str, parent: int) -> None:
-    """Run each short job of a workflow in a fork of this process. The workflow starts it."""
+    """Run each job of a workflow in a fork of this process. The workflow starts it."""
     from relu_sparsity.forkserver import Server
 
-    Server(address, parent).serve()
-    main()
+    Server(address, parent).serve(main)
 
 
 def _perform(params_file: Path, scale: str | None, *names: str) -> None:

@@ -1,12 +1,10 @@
-"""Short jobs start in a fork of a process that has imported everything.
+"""Jobs start in a fork of a process that has imported everything.
 
-To draw a figure takes a fifth of a second, after a second of imports. So the workflow starts one
-server, which imports once and forks for each short job. What trains starts by itself: Snakemake
-measures it as a child of its own. Only on Linux.
+To draw a figure takes a fifth of a second, after a second of imports, and what trains imports for
+two. So the workflow starts one server, which imports once and forks for each job. Only on Linux.
 """
 
 import atexit
-import contextlib
 import gc
 import importlib
 import json
@@ -18,25 +16,26 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
 from relu_sparsity import fingerprint, processes
 from relu_sparsity.fingerprint import NAME, PACKAGE, PACKAGES
+from relu_sparsity.forkclient import ADDRESS, FORWARDED, LIMIT, TRAINING
 
-ADDRESS = "RELU_SPARSITY_FORK_SERVER"
-COMMANDS = frozenset(
-    {"claims", "extract", "figures", "own", "pruning", "record", "report", "sensitivity",
-     "summary", "tables", "widths"}
-)  # fmt: skip
 # So many short jobs are worth a process that imports everything.
 ENOUGH_JOBS = 5
-_MODULES = ("cli", "paper.extract", "paper.figures", "perform", "report")
-_LIMIT = 2**17
+_MODULES = (
+    "cli", "data.builders", "paper.extract", "paper.figures", "perform", "report", "training.run",
+)  # fmt: skip
+# JAX, Snakemake and DVC close at the end of their process what they have opened.
+_ENDS_BY_ITSELF = TRAINING | {"record", "report"}
+# A shell's own, and what tells a job where this server is.
+_SAYS_NOTHING = frozenset({"_", "OLDPWD", "PWD", "SHLVL", ADDRESS})
 # Linux allows a socket no longer name.
 _MAX_ADDRESS = 107
-_FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 def start() -> None:
@@ -49,55 +48,16 @@ def start() -> None:
     if len(address) > _MAX_ADDRESS:
         return
     # As Snakemake has it for a job of one thread; a fork would not take more threads along.
-    one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    libraries = ("GOTO", "MKL", "NUMEXPR", "OMP", "OPENBLAS")
+    as_job = {f"{name}_NUM_THREADS": "1" for name in libraries} | {"VECLIB_MAXIMUM_THREADS": "1"}
+    as_job |= dict.fromkeys(("TEMP", "TEMPDIR", "TMP", "TMPDIR"), tempfile.gettempdir())
     server = subprocess.Popen(
         [sys.executable, "-m", NAME, "fork-server", address, str(os.getpid())],
         stdin=subprocess.DEVNULL,
-        env=os.environ | one_thread,
+        env=os.environ | as_job,
     )
     atexit.register(server.terminate)
     os.environ[ADDRESS] = address
-
-
-def call(arguments: Sequence[str]) -> int | None:
-    """Runs a command line in a fork of the server, with this process's files and environment.
-
-    Args:
-      arguments: The command line, its program first.
-
-    Returns:
-      The exit status, negative for a signal. None: there is no server, or it is not for this
-      command, or the code was edited since it started.
-    """
-    address = os.environ.get(ADDRESS)
-    if address is None or not COMMANDS.intersection(arguments[1:2]):
-        return None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-
-        def forward(number: int, _: Any) -> None:
-            with contextlib.suppress(OSError):  # The job may just have ended.
-                connection.send(bytes([number]))
-
-        request = json.dumps([list(arguments), os.getcwd(), dict(os.environ)]).encode()
-        if len(request) > _LIMIT:
-            return None
-        # A signal that comes before it can be passed on waits until then.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
-        try:
-            connection.connect(address)
-            socket.send_fds(connection, [request], [0, 1, 2])
-            handlers = {number: signal.signal(number, forward) for number in _FORWARDED}
-        except OSError:
-            return None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        answer = connection.recv(16)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if not answer:
-        print("error: the process that was to do this job was killed", file=sys.stderr)
-        return 1
-    return None if answer == b"refused" else int(answer)
 
 
 class _Job(NamedTuple):
@@ -118,6 +78,7 @@ class Server:
         # A Ctrl-C is for the clients.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._versions = _versions()
+        self._environment = _meaning(os.environ)
         for module in _MODULES:
             importlib.import_module(f"{NAME}.{module}")
         # The report is Snakemake's, whose parser asks all plugins for their options.
@@ -133,17 +94,25 @@ class Server:
         self._selector = selectors.PollSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
-    def serve(self) -> None:
-        """Returns in each fork, which then is the process of a job; never in the server."""
+    def serve(self, run: Callable[[], None]) -> None:
+        """Answers requests; returns only in a fork.
+
+        Args:
+          run: Runs the command line of a job, in a fork.
+        """
         while True:
             for key, _ in self._selector.select():
                 handle: Callable[..., bool] = key.data
                 if handle(key.fileobj):
+                    if sys.argv[1] in _ENDS_BY_ITSELF:
+                        run()
+                    else:
+                        _run_and_exit(run)
                     return
 
     def _accept(self, listener: socket.socket) -> bool:
         connection, _ = listener.accept()
-        request, files, *_ = socket.recv_fds(connection, _LIMIT, 3)
+        request, files, *_ = socket.recv_fds(connection, LIMIT, 3)
         if not request:
             # The client was killed before it asked for anything.
             connection.close()
@@ -155,14 +124,17 @@ class Server:
                 os.close(file)
 
     def _fork(self, connection: socket.socket, request: Any, files: Sequence[int]) -> bool:
-        if _versions() != self._versions:
-            # It would run the code of before, and say that it was that of now.
+        arguments, _, environment = request
+        # It would run the code of before, and say that it was that of now. What is JAX's in the
+        # environment was read when it was imported, and what is SLURM's makes it one of several.
+        is_other = arguments[1] in TRAINING and _meaning(environment) != self._environment
+        if is_other or _versions() != self._versions:
             connection.send(b"refused")
             connection.close()
             return False
         end, alive = os.pipe()
         # The child must not lose a signal because it still ignores it as the server does.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         server, pid = os.getpid(), os.fork()
         if not pid:
             processes.stop_with_parent(parent=server)
@@ -220,3 +192,26 @@ def _versions() -> dict[str, Any]:
     stats = {path: path.stat() for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml")}
     versions: dict[str, Any] = {name: metadata.version(name) for name in PACKAGES}
     return versions | {str(path): (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
+
+
+def _meaning(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment as far as it can change what a process does."""
+    return {name: value for name, value in environment.items() if name not in _SAYS_NOTHING}
+
+
+def _run_and_exit(run: Callable[[], None]) -> None:
+    """Ends a fork without taking all modules apart, which takes longer than to draw a figure."""
+    status: Any = 1
+    try:
+        run()
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except KeyboardInterrupt:
+        # As Typer ends, which may not have been reached.
+        status = 128 + signal.SIGINT
+    except Exception:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))

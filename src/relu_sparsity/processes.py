@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 
 
 def stop_with_parent(number: signal.Signals = signal.SIGTERM, parent: int | None = None) -> None:
@@ -29,3 +30,21 @@ def use_huge_pages() -> None:
     pages a step takes up to a third less time. Other C libraries do not read this.
     """
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+
+
+def benchmark() -> str:
+    """What this process has taken so far, as a table of one row.
+
+    The columns are some of those of Snakemake's benchmarks: `s`, seconds since it started;
+    `max_rss`, the most memory that it had, in MiB; `cpu_time`, seconds of processor time. Snakemake
+    itself measures its children, but a job may run in a fork of another process.
+    """
+    import resource
+
+    import psutil
+
+    seconds = time.time() - psutil.Process().create_time()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    max_rss = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    cpu_time = used.ru_utime + used.ru_stime
+    return f"s\tmax_rss\tcpu_time\n{seconds:.2f}\t{max_rss:.2f}\t{cpu_time:.2f}\n"

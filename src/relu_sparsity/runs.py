@@ -5,8 +5,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from relu_sparsity import processes
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import atomic_write
+from relu_sparsity.files import atomic_write, write_text
 from relu_sparsity.jobs import Job, JobTable, job_table
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Intervention, Params, RunConfig
@@ -36,6 +37,7 @@ class Run:
       manifest: What its text is, and what n-grams make of it.
       folder: Its results.
       throughput: Its speed, as a result of this machine.
+      benchmark: Time and memory of the process that made its results here.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Run:
     manifest: Path
     folder: Path
     throughput: Path
+    benchmark: Path
 
     @property
     def store(self) -> RunStore:
@@ -91,11 +94,12 @@ class Run:
                 branch.rename(target)
 
     def export(self) -> None:
-        """Copies its result files, and its speed, from the store."""
+        """Copies its result files, and its speed, from the store; tells what that has taken."""
         self.store.export(self.folder)
         if self.store.throughput.exists():
             with atomic_write(self.throughput) as temporary:
                 self.store.throughput.copy(temporary)
+        write_text(self.benchmark, processes.benchmark())
 
 
 def resolve(params: Params, layout: Layout, name: str, seed: int) -> Run:
@@ -139,6 +143,7 @@ def _resolve(params: Params, layout: Layout, table: JobTable, name: str, seed: i
         manifest=layout.manifest,
         folder=layout.run(name, seed),
         throughput=layout.throughput(name, seed),
+        benchmark=layout.benchmark(f"train/{name}.seed{seed}"),
     )
 
 

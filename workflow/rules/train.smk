@@ -6,8 +6,6 @@ rule train:
         [RUN / name for name in RUN_FILES],
     log:
         LAYOUT.log("train/{run}.seed{seed}"),
-    benchmark:
-        LAYOUT.benchmark("train/{run}.seed{seed}")
     priority: priority_of_run
     threads: PARAMS.resources.threads
     resources:

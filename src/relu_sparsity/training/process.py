@@ -72,7 +72,14 @@ def _configure_jax(threads: int | None) -> None:
     if threads is not None:
         # XLA sizes its thread pools by NPROC.
         os.environ["NPROC"] = str(threads)
-    cache = absolute(store_root() / "compiled")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    import jax
+
+    settings = {
+        "jax_compilation_cache_dir": os.fspath(absolute(store_root() / "compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        # JAX has read the environment when it was imported: a user's own setting is there.
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
