@@ -165,6 +165,7 @@ def test_what_trains_is_a_fork_of_a_server_with_the_same_environment(
     assert len(forks) == is_served
 
 
+@pytest.mark.whole
 def test_a_job_of_snakemake_that_trains_is_a_fork(tmp_path):
     params = tmp_path / "params.yaml"
     os.mkfifo(params)

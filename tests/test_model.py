@@ -41,7 +41,7 @@ def build(params=SMALL, mlp_dims=None, seed=0):
 def measure(model, tokens, kept_units=None, *, group_size):
     """The units' use, without a training step."""
     widths = [stack.mlp_dim for stack in model.stacks for _ in range(stack.num_layers)]
-    count = jax.grad(lambda probes: model(tokens, kept_units, probes).sum())
+    count = jax.jit(jax.grad(lambda probes: model(tokens, kept_units, probes).sum()))
     counts = count(count_probes(widths, len(tokens)))
     return use_by_stack(counts, kept_units, seq_len=tokens.shape[1], group_size=group_size)
 
@@ -52,7 +52,7 @@ def test_every_choice_gives_float32_logits_and_gradients(choice):
     logits = model(TOKENS)
     assert logits.shape == (4, 12, 50)
     assert logits.dtype == jnp.float32
-    grads = nnx.grad(lambda model: jax.nn.logsumexp(model(TOKENS)).mean())(model)
+    grads = nnx.jit(nnx.grad(lambda model: jax.nn.logsumexp(model(TOKENS)).mean()))(model)
     for path, grad in nnx.to_flat_state(grads):
         assert np.isfinite(grad[...]).all(), path
         assert np.abs(grad[...]).max() > 0, path
@@ -144,7 +144,7 @@ def test_masked_units_contribute_nothing_and_get_no_gradient():
     uses = measure(model, TOKENS, masks, group_size=4)
     assert not np.asarray(uses[0].used)[kept == 0].any()
 
-    grads = nnx.grad(lambda model: jax.nn.logsumexp(model(TOKENS, masks)).mean())(model)
+    grads = nnx.jit(nnx.grad(lambda model: jax.nn.logsumexp(model(TOKENS, masks)).mean()))(model)
     mlp = grads["stacks"][0]["blocks"]["mlp"]
     up = np.moveaxis(np.asarray(mlp["up"]["kernel"][...]), 1, 2)
     down = np.asarray(mlp["down"]["kernel"][...])

@@ -1,6 +1,7 @@
 """One of several processes that save checkpoints and restore the newest: a program of its own.
 
-What it does and how that ends is printed as JSON. A process may fail to read a few times.
+What it does and how that ends is printed as JSON, case by case. A process may fail to read a few
+times.
 """
 
 import argparse
@@ -23,9 +24,12 @@ parser.add_argument("folder", type=Path)
 parser.add_argument("--coordinator")
 parser.add_argument("--process", type=int)
 parser.add_argument("--num-processes", type=int)
-parser.add_argument("--failing", type=int, help="the process that fails to read")
-parser.add_argument("--times", type=int, default=10**6, help="how often it fails")
-parser.add_argument("--damage", action="store_true", help="the newest checkpoint is damaged")
+parser.add_argument(
+    "--cases",
+    type=json.loads,
+    help="by name, as JSON. failing: the process that fails to read; times: how often; "
+    "damage: whether the newest checkpoint is damaged",
+)
 arguments = parser.parse_args()
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 distributed.initialize(
@@ -41,49 +45,59 @@ config = RunConfig.model_validate(
     }
 )
 steps = make_steps(config, vocab_size=300, mesh=make_mesh())
-checkpoints = module.Checkpoints(arguments.folder)
-for step in (4, 8):
-    state = steps.init(step)
-    checkpoints.save(module.Checkpoint(step, state, {"at": step}, {"steps": np.arange(step)}))
-checkpoints.close()
-distributed.barrier("saved")
-if arguments.damage and distributed.is_leader():
-    (largest, *_) = sorted(
-        (path for path in (arguments.folder / "8").rglob("*") if path.is_file()),
-        key=lambda path: -path.stat().st_size,
-    )
-    largest.write_bytes(largest.read_bytes()[:10])
-distributed.barrier("damaged")
-
 read = ocp.StandardCheckpointHandler.restore
-failures = 0
-
-
-def fail_to_read(self, *args, **kwargs):
-    """What a host sees whose network is gone."""
-    global failures
-    if arguments.process == arguments.failing and failures < arguments.times:
-        failures += 1
-        raise OSError(5, "Input/output error")
-    return read(self, *args, **kwargs)
-
-
-ocp.StandardCheckpointHandler.restore = fail_to_read
 module._PAUSES = (0.1, 0.1)
-checkpoints = module.Checkpoints(arguments.folder)
-told = {"process": arguments.process}
-try:
-    restored = checkpoints.restore_latest(steps.state)
+
+
+def save(folder, damage):
+    checkpoints = module.Checkpoints(folder)
+    for step in (4, 8):
+        state = steps.init(step)
+        checkpoints.save(module.Checkpoint(step, state, {"at": step}, {"steps": np.arange(step)}))
+    checkpoints.close()
+    distributed.barrier(f"saved {folder}")
+    if damage and distributed.is_leader():
+        (largest, *_) = sorted(
+            (path for path in (folder / "8").rglob("*") if path.is_file()),
+            key=lambda path: -path.stat().st_size,
+        )
+        largest.write_bytes(largest.read_bytes()[:10])
+    distributed.barrier(f"damaged {folder}")
+
+
+def restore(folder, failing, times):
+    failures = 0
+
+    def fail_to_read(self, *args, **kwargs):
+        """What a host sees whose network is gone."""
+        nonlocal failures
+        if arguments.process == failing and failures < times:
+            failures += 1
+            raise OSError(5, "Input/output error")
+        return read(self, *args, **kwargs)
+
+    ocp.StandardCheckpointHandler.restore = fail_to_read
+    checkpoints = module.Checkpoints(folder)
+    try:
+        restored = checkpoints.restore_latest(steps.state)
+    except UserError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    finally:
+        ocp.StandardCheckpointHandler.restore = read
     # Not by the module's own digest: the parameters themselves.
     leaves = jax.tree.leaves(jax.device_get(restored.state))
-    told |= {
+    expected = jax.tree.leaves(jax.device_get(steps.init(restored.step)))
+    return {
         "step": restored.step,
         "data": restored.data_state,
         "history": restored.history["steps"].tolist(),
-        "sum": float(sum(np.abs(leaf).astype(np.float64).sum() for leaf in leaves)),
+        "same": all(map(np.array_equal, leaves, expected)),
     }
-    expected = jax.tree.leaves(jax.device_get(steps.init(restored.step)))
-    told["same"] = all(map(np.array_equal, leaves, expected))
-except UserError as error:
-    told |= {"error": type(error).__name__, "message": str(error)}
+
+
+told = {}
+for name, case in arguments.cases.items():
+    folder = arguments.folder / name / "checkpoints"
+    save(folder, case.get("damage", False))
+    told[name] = restore(folder, case.get("failing"), case.get("times", 10**6))
 print(json.dumps(told), flush=True)

@@ -18,54 +18,78 @@ from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints, DamagedE
 NUM_HOSTS = 4
 
 
-def restore(folder: Path, *arguments: str) -> list[dict]:
-    """What each of four real processes restores."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    program = Path(__file__).with_name("restoring_host.py")
-    # One device each, whatever this process simulates.
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    hosts = [
-        subprocess.Popen(
-            [
-                sys.executable, program, folder / "checkpoints",
-                *("--coordinator", f"127.0.0.1:{port}", "--process", str(index)),
-                *("--num-processes", str(NUM_HOSTS)), *arguments,
-            ],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for index in range(NUM_HOSTS)
-    ]  # fmt: skip
-    outputs = [host.communicate(timeout=300) for host in hosts]
-    assert all(host.returncode == 0 for host in hosts), outputs
-    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+CASES = {
+    "one that is not asked cannot read": {"failing": 2},
+    "the leader reads again": {"failing": 0, "times": 2},
+    "the newest is damaged": {"damage": True},
+    "the store does not answer": {"failing": 0},
+}
+
+
+class Restored:
+    """What each of four real processes restores, case by case."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        program = Path(__file__).with_name("restoring_host.py")
+        # One device each, whatever this process simulates.
+        environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+        hosts = [
+            subprocess.Popen(
+                [
+                    sys.executable, program, folder,
+                    *("--coordinator", f"127.0.0.1:{port}", "--process", str(index)),
+                    *("--num-processes", str(NUM_HOSTS)), "--cases", json.dumps(CASES),
+                ],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            )
+            for index in range(NUM_HOSTS)
+        ]  # fmt: skip
+        outputs = [host.communicate(timeout=300) for host in hosts]
+        assert all(host.returncode == 0 for host in hosts), outputs
+        self._hosts = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+    def told(self, case: str) -> list[dict]:
+        return [host[case] for host in self._hosts]
+
+    def kept(self, case: str) -> set[str]:
+        return {path.name for path in (self._folder / case / "checkpoints").iterdir()}
+
+    def is_damaged(self, case: str) -> bool:
+        return (self._folder / case / "damaged").exists()
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory):
+    return Restored(tmp_path_factory.mktemp("restored"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "step"),
+    ("case", "step"),
     [
-        (("--failing", "2"), 8),
-        (("--failing", "0", "--times", "2"), 8),
-        (("--damage",), 4),
+        ("one that is not asked cannot read", 8),
+        ("the leader reads again", 8),
+        ("the newest is damaged", 4),
     ],
-    ids=["one that is not asked cannot read", "the leader reads again", "the newest is damaged"],
 )
-def test_all_processes_restore_the_same_step(tmp_path, arguments, step):
-    told = restore(tmp_path, *arguments)
+def test_all_processes_restore_the_same_step(restored, case, step):
+    told = restored.told(case)
     assert [each.get("step") for each in told] == [step] * NUM_HOSTS
     assert all(each["same"] for each in told), "and its parameters, bit for bit"
     assert all(each["data"] == {"at": step} for each in told)
     assert all(each["history"] == list(range(step)) for each in told)
-    assert (tmp_path / "damaged").exists() == (step == 4)
+    assert restored.is_damaged(case) == (step == 4)
 
 
-def test_a_store_that_does_not_answer_is_no_damage(tmp_path):
-    told = restore(tmp_path, "--failing", "0")
+def test_a_store_that_does_not_answer_is_no_damage(restored):
+    told = restored.told("the store does not answer")
     assert [each.get("error") for each in told] == ["TryAgain"] * NUM_HOSTS
     assert all("8: the store does not answer (OSError: [Errno 5]" in each["message"]
                for each in told)  # fmt: skip
-    assert not (tmp_path / "damaged").exists()
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= {"4", "8"}
+    assert not restored.is_damaged("the store does not answer")
+    assert restored.kept("the store does not answer") >= {"4", "8"}
 
 
 @pytest.mark.parametrize("part", ["state", "history"])

@@ -101,11 +101,7 @@ def last_state(job, config):
     return jax.device_get(restored.state)
 
 
-@pytest.mark.parametrize("multiple_of", [1, 8])
-def test_trains_as_the_masked_whole_model_does(masked_job, config, kept, multiple_of):
-    compact = masked_job("compact", compact=True, width_multiple_of=multiple_of)
-    whole = masked_job("whole", compact=False)
-    ours, theirs = (train(job, num_devices=1) for job in (compact, whole))
+def require_equal(ours, theirs, kept):
     assert ours.steps == theirs.steps
     np.testing.assert_allclose(ours.training, theirs.training, rtol=1e-4)
     np.testing.assert_allclose(ours.eval_loss, theirs.eval_loss, rtol=1e-4)
@@ -116,7 +112,8 @@ def test_trains_as_the_masked_whole_model_does(masked_job, config, kept, multipl
             assert np.mean(ours.units[step][layer] != own) <= 1 / 16
             assert not (ours.units[step][layer] & ~kept[layer] & (step >= 7)).any()
 
-    after, expected = last_state(compact, config), last_state(whole, config)
+
+def require_equal_states(after, expected, kept):
     # Parameters, and Adam's two moments of them.
     for trained, wanted in zip(parts(after), parts(expected), strict=True):
         mlp, wanted_mlp = (each["stacks"][0]["blocks"]["mlp"] for each in (trained, wanted))
@@ -130,6 +127,15 @@ def test_trains_as_the_masked_whole_model_does(masked_job, config, kept, multipl
     np.testing.assert_allclose(
         after.params["embed"]["embedding"], expected.params["embed"]["embedding"], atol=2e-3
     )
+
+
+def test_trains_as_the_masked_whole_model_does(masked_job, config, kept):
+    whole = masked_job("whole", compact=False)
+    history, state = train(whole, num_devices=1), last_state(whole, config)
+    for multiple_of in (1, 8):
+        compact = masked_job(f"{multiple_of}", compact=True, width_multiple_of=multiple_of)
+        require_equal(train(compact, num_devices=1), history, kept)
+        require_equal_states(last_state(compact, config), state, kept)
 
 
 def test_masked_units_stay_as_they_were_at_the_mask_step(masked_job, config, kept):

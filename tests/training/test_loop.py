@@ -211,17 +211,19 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(make
     assert all(np.isfinite(leaf).all() for leaf in loop.jax.tree.leaves(last.state.params))
 
 
-@pytest.mark.parametrize("num_devices", [2, 8])
-def test_metrics_do_not_depend_on_the_number_of_devices(make_job, config, num_devices):
+def test_metrics_do_not_depend_on_the_number_of_devices(make_job, config):
     short = change(config, "training", num_steps=2)
     short = change(short, "metrics", metrics_every_steps=1)
-    one = train(make_job("one", config=short), num_devices=1)
-    many = train(make_job("many", config=short), num_devices=num_devices)
-    np.testing.assert_array_equal(one.unit_use[0], many.unit_use[0])
-    for ours, theirs in zip(one.units[0], many.units[0], strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_allclose(one.training, many.training, rtol=1e-5)
-    np.testing.assert_allclose(one.eval_loss, many.eval_loss, rtol=1e-5)
+    one, *others = (
+        train(make_job(f"on {num_devices}", config=short), num_devices=num_devices)
+        for num_devices in (1, 2, 8)
+    )
+    for many in others:
+        np.testing.assert_array_equal(one.unit_use[0], many.unit_use[0])
+        for ours, theirs in zip(one.units[0], many.units[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_allclose(one.training, many.training, rtol=1e-5)
+        np.testing.assert_allclose(one.eval_loss, many.eval_loss, rtol=1e-5)
 
 
 @pytest.fixture(params=["one program", "two programs"])
