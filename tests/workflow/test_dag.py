@@ -260,6 +260,21 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_bytes(finished, fr
     assert killed.result_bytes() == finished.result_bytes()
 
 
+def test_ctrl_c_saves_where_a_run_is_and_the_same_command_goes_on(fresh, tmp_path):
+    project = fresh.copy(tmp_path / "stopped")
+    project.edit(lambda d: d["scales"]["smoke"]["training"].update(num_steps=600))
+    process = project.start("snakemake", "--cores", "2")
+    project.wait_for_step(12, "baseline")
+    os.killpg(process.pid, signal.SIGINT)  # As a terminal does: to all of the group.
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    log = project.folder / "logs/smoke/train/baseline.seed0.log"
+    stopped = re.search(r"stopped at step (\d+) of 600; the same command goes on", log.read_text())
+    assert stopped is not None, log.read_text()
+    project.snakemake("run_baseline")
+    assert f"resumes at step {stopped[1]} of 600" in log.read_text()
+
+
 def test_bad_parameters_end_before_anything_starts(project):
     before = project.result_bytes()
     project.edit(lambda document: document["scales"]["smoke"]["model"].update(num_layers=0))
