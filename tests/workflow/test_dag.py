@@ -266,7 +266,7 @@ def test_ctrl_c_saves_where_a_run_is_and_the_same_command_goes_on(fresh, tmp_pat
     process = project.start("snakemake", "--cores", "2")
     project.wait_for_step(12, "baseline")
     os.killpg(process.pid, signal.SIGINT)  # As a terminal does: to all of the group.
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
     log = project.folder / "logs/smoke/train/baseline.seed0.log"
     stopped = re.search(r"stopped at step (\d+) of 600; the same command goes on", log.read_text())
