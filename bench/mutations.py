@@ -322,6 +322,11 @@ MUTATIONS = {
         "forkserver.py", "is_other or _versions() != self._versions", "is_other",
         "test_forkserver.py",
     ),
+    "alike": Mutation(
+        "what trains runs with the server's settings of JAX, and not with the user's",
+        "forkserver.py", "is_other = arguments[1] in TRAINING and ", "is_other = False and ",
+        "test_forkserver.py",
+    ),
     "one_program": Mutation(
         "runs of few steps keep every step", "training/loop.py",
         "if step in self._recorded:", "if output.unit_use is not None:", "training/test_loop.py",
