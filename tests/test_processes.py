@@ -25,7 +25,6 @@ def test_processes_get_huge_pages_unless_the_user_says_otherwise(monkeypatch, us
     assert subprocess.check_output(PRINT, text=True).strip() == wanted
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this platform")
 def test_a_benchmark_is_of_this_process_alone():
     end, start = os.pipe()
     ballast = bytearray(2**27)

@@ -31,7 +31,8 @@ def call(arguments: Sequence[str]) -> int | None:
 
     Returns:
       The exit status, negative for a signal. None: there is no server, or it is not for this
-      command, or the code was edited since it started.
+      command, or it refused, as the code was edited since it started, or as a run that is to be
+      trained has another environment.
     """
     address = os.environ.get(ADDRESS)
     if address is None or not COMMANDS.intersection(arguments[1:2]):

@@ -125,9 +125,10 @@ class Server:
 
     def _fork(self, connection: socket.socket, request: Any, files: Sequence[int]) -> bool:
         arguments, _, environment = request
-        # It would run the code of before, and say that it was that of now. What is JAX's in the
-        # environment was read when it was imported, and what is SLURM's makes it one of several.
+        # JAX has read its part of the environment when it was imported, and SLURM's part makes a
+        # process one of several.
         is_other = arguments[1] in TRAINING and _meaning(environment) != self._environment
+        # A fork would run the code of before, and say that it was that of now.
         if is_other or _versions() != self._versions:
             connection.send(b"refused")
             connection.close()

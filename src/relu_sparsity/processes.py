@@ -35,9 +35,10 @@ def use_huge_pages() -> None:
 def benchmark() -> str:
     """What this process has taken so far, as a table of one row.
 
-    The columns are some of those of Snakemake's benchmarks: `s`, seconds since it started;
-    `max_rss`, the most memory that it had, in MiB; `cpu_time`, seconds of processor time. Snakemake
-    itself measures its children, but a job may run in a fork of another process.
+    The columns are some of those of Snakemake's benchmarks: `s`, seconds since it started, up to
+    one too many, as Linux tells the time of its own start in whole seconds; `max_rss`, the most
+    memory that it had, in MiB; `cpu_time`, seconds of processor time. Snakemake itself measures its
+    children, but a job may run in a fork of another process.
     """
     import resource
 
