@@ -198,3 +198,14 @@ def test_use_at_initialization_falls_with_depth_as_in_table_2(english_tokens):
     assert (np.diff(use) < 1).all(), use
     assert use[0] - use[-1] > 5, use
     np.testing.assert_allclose(use, paper, atol=4.0)
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_logits_are_not_rounded_to_the_type_of_the_computation(tie_embeddings):
+    params = ModelParams(
+        num_layers=1, emb_dim=32, num_heads=2, mlp_dim=16,
+        tie_embeddings=tie_embeddings, dtype="bfloat16",
+    )  # fmt: skip
+    model = Transformer(params, vocab_size=512, max_len=8, rngs=nnx.Rngs(0))
+    logits = model(jnp.arange(16).reshape(2, 8))
+    assert (logits == logits.astype(jnp.bfloat16)).mean() < 0.01

@@ -1,11 +1,18 @@
 """The ways in which a command ends that are nobody's bug."""
 
+import re
+
 # What the command line exits with: for these errors, and where it makes sense to try again.
 USER_ERROR_STATUS = 1
 TRY_AGAIN_STATUS = 75
 # What a job that was asked to stop, and has saved, exits with and says.
 STOPPED_STATUS = 143
 GOES_ON = "the same command goes on"
+# What clients of buckets say when they cannot read, some of them with exceptions of their own.
+_UNREACHABLE = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|"
+    r"HttpError|Client\w*Error|Timeout|timed out|[Cc]onnection"
+)
 
 
 class UserError(Exception):
@@ -25,3 +32,12 @@ class NotConnected(TryAgain):
 
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is saved and the next call goes on."""
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether a read failed for a reason that says nothing about what is there."""
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return False
+    return isinstance(error, OSError) or bool(
+        _UNREACHABLE.search(f"{type(error).__name__}: {error}")
+    )

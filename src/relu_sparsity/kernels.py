@@ -3,6 +3,7 @@
 Each was measured with JAX 0.10.2; docs/performance.md tells how much it saves.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +14,11 @@ from jaxtyping import Array, Float
 from relu_sparsity.sparsity import token_counts
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def contract(
-    x: Float[Array, "batch seq features"], kernel: Float[Array, "features out"]
+    x: Float[Array, "batch seq features"],
+    kernel: Float[Array, "features out"],
+    preferred_element_type: Any = None,
 ) -> Float[Array, "batch seq out"]:
     """`x @ kernel`, with a kernel gradient that is fast on every platform.
 
@@ -23,15 +26,16 @@ def contract(
     contracted. The gradient's natural form contracts the first, and takes 2 to 10 times as long.
     Measured on x86-64. It can go when XLA gives every form of a product to its fast library.
     """
-    return x @ kernel
+    return jnp.matmul(x, kernel, preferred_element_type=preferred_element_type)
 
 
-def _contract_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+def _contract_forward(x, kernel, preferred_element_type):
+    return contract(x, kernel, preferred_element_type), (x, kernel)
 
 
-def _contract_backward(residuals, output_gradient):
+def _contract_backward(preferred_element_type, residuals, output_gradient):
     x, kernel = residuals
+    output_gradient = output_gradient.astype(x.dtype)
     kernel_gradient = jax.lax.platform_dependent(
         x.reshape(-1, x.shape[-1]),
         output_gradient.reshape(-1, output_gradient.shape[-1]),
@@ -54,9 +58,9 @@ def _kernel_gradient_of_transposed(
 contract.defvjp(_contract_forward, _contract_backward)
 
 
-def dot_general(x, kernel, *_: Any, **__: Any):
+def dot_general(x, kernel, *_: Any, preferred_element_type: Any = None, **__: Any):
     """What `nnx.Linear` asks for: it contracts the last axis with the first."""
-    return contract(x, kernel)
+    return contract(x, kernel, preferred_element_type)
 
 
 @jax.custom_vjp

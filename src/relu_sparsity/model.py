@@ -182,7 +182,14 @@ class Transformer(nnx.Module):
         self.logits = (
             None
             if params.tie_embeddings
-            else _linear(params.emb_dim, vocab_size, use_bias=False, dtype=params.dtype, rngs=rngs)
+            else _linear(
+                params.emb_dim,
+                vocab_size,
+                use_bias=False,
+                dtype=params.dtype,
+                preferred_element_type=jnp.float32,
+                rngs=rngs,
+            )
         )
 
     def __call__(
@@ -219,10 +226,8 @@ class Transformer(nnx.Module):
         x = self.final_norm(x)
         if self.logits is None:
             kernel = self.embed.embedding[...].astype(self.dtype)
-            logits = jnp.einsum("bse,ve->bsv", x, kernel, preferred_element_type=jnp.float32)
-        else:
-            logits = self.logits(x)
-        return logits.astype(jnp.float32)
+            return jnp.einsum("bse,ve->bsv", x, kernel, preferred_element_type=jnp.float32)
+        return self.logits(x)
 
 
 def split_by_stack(values: Sequence[_T], mlp_dims: Sequence[int]) -> list[list[_T]]:

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from relu_sparsity.data import docs, sources
 from relu_sparsity.data.builders import is_heldout
 from relu_sparsity.data.sources import Documents
-from relu_sparsity.errors import UserError
+from relu_sparsity.errors import TryAgain, UserError
 from relu_sparsity.params import DataParams
 
 TEXTS = [f"Web page number {i}, with a few words on it." for i in range(30)]
@@ -319,6 +319,16 @@ class TestTfds:
             rf"holds c4/en/3\.1\.0; allowed: .*tfds build c4/de --data_dir={where}",
         ):
             sources.prepare(params, tmp_path / "root")
+
+    def test_a_store_that_does_not_answer_is_worth_another_try(
+        self, c4: DataParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def reset(*_):
+            raise ConnectionResetError("reset by peer")
+
+        monkeypatch.setattr(sources, "_open", reset)
+        with pytest.raises(TryAgain, match=r"data\.data_dir: .* does not answer .*reset by peer"):
+            sources.prepare(c4, tmp_path / "root")
 
     def test_a_version_that_is_not_there(self, c4: DataParams, tmp_path: Path):
         params = c4.model_copy(update={"tfds_name": "c4/en:2.0.0"})

@@ -194,6 +194,29 @@ def test_a_branch_changes_no_bit_of_the_run_that_it_leaves(
     assert written(left) == alone
 
 
+def test_a_branch_is_there_when_all_of_it_is(make_job, tmp_path, monkeypatch):
+    """Where saves go on beside the run, it can be killed before the checkpoint is whole."""
+    branch = tmp_path / "branch"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "restore", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_job("parent", branches={7: branch}), until=7, num_devices=1)
+    assert not (branch / "units.npz").exists()
+    train(make_job("again", branches={7: branch}), until=7, num_devices=1)
+    assert (branch / "units.npz").exists()
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_too(make_job, config):
+    one_step = change(config, "optimizer", peak_lr=1e38, warmup_steps=0)
+    job = make_job(config=change(one_step, "training", num_steps=1))
+    with pytest.raises(UserError, match=r"the held-out loss is nan after 1 steps; allowed: finite"):
+        train(job, num_devices=1)
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(make_job, config):
     diverging = change(config, "optimizer", peak_lr=1e30)
     job = make_job(config=change(diverging, "training", checkpoint_every_steps=1))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from relu_sparsity.data import docs, text
-from relu_sparsity.errors import UserError
+from relu_sparsity.errors import TryAgain, UserError, is_unreachable
 from relu_sparsity.files import write_json
 from relu_sparsity.params import DataParams
 
@@ -283,6 +283,8 @@ def _open_stored(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         return _open(name, data_dir)
     except (tfds.core.DatasetNotFoundError, OSError, ImportError) as error:
         where = _data_dir(data_dir)
+        if is_unreachable(error):
+            raise TryAgain(f"data.data_dir: {str(where)!r} does not answer ({error!r})") from error
         raise UserError(
             f"data.tfds_name: no data set {name!r} in data.data_dir {str(where)!r}, which holds "
             f"{_stored_names(where)}; allowed: a data set that TFDS stored there. To store it, "
@@ -332,10 +334,7 @@ def _adopt(data: DataParams, folder: Path) -> str:
 
 
 def _convert(builder: "tfds.core.DatasetBuilder", target: Path, where: str) -> None:
-    """Copies a TFRecord data set as ArrayRecord.
-
-    TFDS's own conversion needs TensorFlow and Apache Beam; Grain's reader needs neither.
-    """
+    """Copies a TFRecord data set as ArrayRecord; TFDS's own way needs TensorFlow and Beam."""
     import grain
     from tensorflow_datasets.core import dataset_info, file_adapters
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 import time
 from typing import Any, NamedTuple
 
@@ -11,19 +10,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from relu_sparsity import distributed
-from relu_sparsity.errors import TryAgain, UserError
+from relu_sparsity.errors import TryAgain, UserError, is_unreachable
 from relu_sparsity.files import AnyPath, absolute
 
 log = logging.getLogger(__name__)
 
-
 # Seconds between attempts to read from a store that does not answer.
 _PAUSES = (1.0, 5.0, 20.0)
-# What clients of buckets say then, some of them with exceptions of their own.
-_UNREACHABLE = re.compile(
-    r"UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|"
-    r"HttpError|Client\w*Error|Timeout|timed out|[Cc]onnection"
-)
 
 
 class DamagedError(Exception):
@@ -145,7 +138,7 @@ class Checkpoints:
                 raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                if not _is_unreachable(error):
+                if not is_unreachable(error):
                     raise DamagedError(reason) from error
                 if pause is None:
                     raise TryAgain(
@@ -240,15 +233,6 @@ class Checkpoints:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
-
-
-def _is_unreachable(error: Exception) -> bool:
-    """Whether a read failed for a reason that says nothing about what is there."""
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return False
-    return isinstance(error, OSError) or bool(
-        _UNREACHABLE.search(f"{type(error).__name__}: {error}")
-    )
 
 
 def _content(checkpoint: Checkpoint) -> str:

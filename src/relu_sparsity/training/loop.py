@@ -266,11 +266,12 @@ class _Training:
             self.save(branch, step)
         output = self._update(step, measure=True)
         units = self.reader.units(output)
+        # It also waits for a save that goes on beside: the units say that the branch is whole.
+        restored = branch.restore(step, self._whole_state)
+        branch.close()
         if distributed.is_leader():
             (folder / "device_kind.txt").write_text(jax.devices()[0].device_kind + "\n")
             write_units(folder / "units.npz", {step: units})
-        restored = branch.restore(step, self._whole_state)
-        branch.close()
         self._batches.set_state(restored.data_state)
         self._take_state(restored.state)
 
@@ -290,6 +291,8 @@ class _Training:
             output = self._steps.evaluate(self.state.params, tokens, self._kept_units)
             outputs.append([np.asarray(values)[: len(rows)] for values in output])
         loss, accuracy = (np.concatenate(values) for values in zip(*outputs, strict=True))
+        if not np.isfinite(loss).all():
+            raise _not_finite(self._job, f"the held-out loss is {loss.mean()} after {step} steps")
         self.history.eval_steps.append(step)
         self.history.eval_loss.append(loss)
         self.history.eval_accuracy.append(accuracy)
@@ -334,12 +337,8 @@ class _Reader:
             for value in jax.device_get((output.loss, output.accuracy, output.grad_norm))
         )
         if not (np.isfinite(loss) and np.isfinite(grad_norm)):
-            raise UserError(
-                f"{self._job.name}: the loss is {loss} and the gradients' norm {grad_norm} at "
-                f"step {step}; allowed: finite numbers. The last good checkpoint is kept in "
-                f"{self._job.checkpoints}. Lower optimizer.peak_lr "
-                f"({self._job.config.optimizer.peak_lr:g}) or set optimizer.grad_clip_norm."
-            )
+            found = f"the loss is {loss} and the gradients' norm {grad_norm} at step {step}"
+            raise _not_finite(self._job, found)
         self.loss = float(loss)
         if step in self._unit_steps:
             self._history.units[step] = self.units(output)
@@ -357,6 +356,14 @@ class _Reader:
     def units(output: StepOutput) -> list[Bool[np.ndarray, " _mlp"]]:
         """The units of each layer that the first group of a measured step has used."""
         return [np.asarray(layer, bool) for use in _uses(output) for layer in use.used]
+
+
+def _not_finite(job: TrainingJob, found: str) -> UserError:
+    return UserError(
+        f"{job.name}: {found}; allowed: finite numbers. The last good checkpoint is kept in "
+        f"{job.checkpoints}. Lower optimizer.peak_lr ({job.config.optimizer.peak_lr:g}) or set "
+        "optimizer.grad_clip_norm."
+    )
 
 
 def _uses(output: StepOutput) -> list[UnitUse]:
