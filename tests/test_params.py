@@ -144,6 +144,8 @@ BAD = [
     ("branches.baseline", {"parent": "round1"}, "branches.baseline: is also in runs; allowed"),
     ("branches.masked.intervention", "mask", "intervention: 'mask': .*'mask_unused'"),
     ("branches.masked.model", {"mlp_dim": 8}, "model.mlp_dim: 8 differs from its parent"),
+    ("branches.masked.optimizer", {"weight_decay_on": "kernels"}, "_on: 'kernels' differs from"),
+    ("runs.width_x1of4.model.mlp_dim", None, "runs.width_x1of4.model.mlp_dim: is empty; allowed"),
     ("branches.masked.data", {}, "branches.masked.data: is no known key; allowed: model"),
     ("branches.round2.model", {"num_layers": 2}, "round2.model.num_layers: 2: .*allowed: 6"),
     ("runs.width_x1of2.model.mlp_dim", "x1/3", "'x1/3' of 256 is 85.3333; allowed: .*whole"),
@@ -151,6 +153,7 @@ BAD = [
     ("runs.lr_x1of3.model", {"norm": "x2"}, "runs.lr_x1of3.model.norm: 'x2' is a factor, but"),
     ("runs.Big-Run", {}, "runs.Big-Run: 'Big-Run': .*pattern"),
     ("scales.smoke.runs", {"nobody": {}}, "scales.smoke.runs.nobody: is no run; allowed: baseline"),
+    ("defaults.claims.round2_margin", 0.005, "round2_margin: 0.005 is not more than equivalence_m"),
     ("defaults.claims.equivalence_margin", -1, "defaults.claims.equivalence_margin: -1: .*than 0"),
     ("scales.smoke.model.num_layers", True, "scales.smoke.model.num_layers: True: .*integer"),
     ("scales.smoke.model.num_layers", "6", "scales.smoke.model.num_layers: '6': .*integer"),
@@ -217,6 +220,25 @@ def test_unknown_runs_and_seeds_are_named():
 def test_a_short_run_needs_no_mask_step(document):
     document["runs"]["short"] = {"training": {"num_steps": "x1/4"}}
     assert parse_params(document, FILE, "smoke").run("short").config.training.num_steps == 125
+
+
+def test_layers_of_several_widths_are_masked_but_not_compacted(document):
+    widths = {"model": {"mlp_dim": [256, 256, 128, 128, 128, 128]}}
+    document["runs"]["uneven"] = widths
+    document["branches"]["uneven_masked"] = widths | {
+        "parent": "uneven", "intervention": "mask_unused",
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"uneven_masked.mask.compact: true .*; allowed: false"):
+        parse_params(document, FILE, "smoke")
+    document["branches"]["uneven_masked"]["mask"] = {"compact": False}
+    assert not parse_params(document, FILE, "smoke").run("uneven_masked").config.mask.compact
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(FILE.read_text() + "\nruns:\n  again: {}\n")
+    with pytest.raises(UserError, match=r"the key 'runs' stands twice(.|\n)*line \d+"):
+        load_params(path)
 
 
 def test_a_folder_is_no_parameter_file(tmp_path):

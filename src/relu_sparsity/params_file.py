@@ -201,6 +201,9 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
             # Its parent decides them, and is not trained yet.
             run_tree.values["model"]["mlp_dim"] = None
         config = run_tree.validate(RunConfig, _SECTIONS)
+        if config.model.mlp_dim is None and run_tree.values.get("intervention") != "used_widths":
+            told = run_tree.origins.get(("model", "mlp_dim"), f"{origin}.model.mlp_dim")
+            raise UserError(f"{path}: {told}: is empty; allowed: a width, or one for each layer")
         if group == "sensitivity" and "baseline" in runs and config == runs["baseline"].config:
             # The scale has made this choice already.
             continue
@@ -288,6 +291,8 @@ def _check_branch(path: Path, run: RunParams, parent: RunParams, mask_origin: st
         )
     same = {
         "model": tuple(ModelParams.model_fields),
+        # Adam's state has another shape where other parameters decay.
+        "optimizer": ("weight_decay_on",),
         "training": (
             "seq_len", "per_device_batch_size", "global_batch_size", "eval_sequences",
         ),
@@ -300,6 +305,12 @@ def _check_branch(path: Path, run: RunParams, parent: RunParams, mask_origin: st
                     f"{path}: branches.{run.name}.{section}.{key}: {own!r} differs from its "
                     f"parent {parent.name!r}, whose checkpoint it continues; allowed: {allowed!r}"
                 )
+    widths = run.config.model.mlp_dims
+    if run.config.mask.compact and len(set(widths)) > 1:
+        raise UserError(
+            f"{path}: branches.{run.name}.mask.compact: true with the widths {list(widths)}; "
+            "allowed: false where layers are not equally wide, which multiplies with the mask"
+        )
     last = min(run.config.training.num_steps, parent.config.training.num_steps) - 1
     if run.config.mask.step > last:
         raise UserError(
