@@ -88,7 +88,7 @@ EDITS = {
     "metrics": of_scale("metrics", "early_steps", value=10),
     "mask": of_scale("mask", "step", value=8),
     "round2": of_scale("round2", "width_multiple_of", value=8),
-    "claims": of_scale("claims", "equivalence_margin", value=0.02),
+    "claims": of_scale("claims", "equivalence_margin", value=0.006),
     "tokenizer": of_scale("tokenizer", "vocab_size", value=410),
     "data": of_scale("data", "heldout_fraction", value=0.25),
     "comment": replaced("src/relu_sparsity/model.py", "\nimport ", "\n# A comment.\nimport "),

@@ -61,7 +61,7 @@ EVERY_RUN = {name.split("/")[1] for name, job in table().items() if job.rule == 
         ("scales.smoke.training.tensorboard", True, set()),
         ("scales.smoke.metrics.convergence_window", 50, set()),
         ("scales.smoke.metrics.early_steps", 50, set()),
-        ("scales.smoke.claims", {"equivalence_margin": 0.01}, set()),
+        ("scales.smoke.claims", {"equivalence_margin": 0.006}, set()),
         ("scales.smoke.resources", {"threads": 2}, set()),
         ("scales.mini.training.seq_len", 32, set()),
     ],

@@ -261,14 +261,24 @@ class ClaimsParams(Section):
     """The level of every test."""
     equivalence_margin: PositiveFloat = 0.005
     """Masking changes nothing (claim 14) if accuracy differs by less; a fraction of the tokens."""
-    collapse_margin: PositiveFloat = 0.01
+    collapse_margin: PositiveFloat = 0.05
     """A random mask makes accuracy collapse (claim 16) if it costs at least this; a fraction of
-    the tokens."""
-    round2_margin: PositiveFloat = 0.005
+    the tokens. Ten times what counts as nothing, unless set; always more than that."""
+    round2_margin: PositiveFloat = 0.01
     """Round 2 is substantially worse (claim 18) if it costs at least this; a fraction of the
-    tokens."""
+    tokens. Twice what counts as nothing, unless set; always more than that."""
     learning_rate_margin: PositiveFloat = 0.01
     """A learning rate is better than the base rate (claim 21) only by more than this; nats."""
+
+    @model_validator(mode="after")
+    def _nothing_is_less_than_harm(self) -> Self:
+        for name in ("collapse_margin", "round2_margin"):
+            if getattr(self, name) <= self.equivalence_margin:
+                raise ValueError(
+                    f"{name}: {getattr(self, name):g} is not more than equivalence_margin "
+                    f"{self.equivalence_margin:g}, up to which a difference counts as none"
+                )
+        return self
 
 
 class PruningParams(Section):

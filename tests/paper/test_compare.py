@@ -160,13 +160,13 @@ def test_parameters_are_resolved_and_named_by_run(shown):
 def test_a_difference_of_all_runs_is_one_line(project):
     def edit(document):
         document["scales"]["test"]["optimizer"]["warmup_steps"] = 60
-        document["scales"]["test"]["claims"] = {"equivalence_margin": 0.01}
+        document["scales"]["test"]["claims"] = {"equivalence_margin": 0.006}
         document["runs"]["baseline"] = {"seeds": [0, 1]}
 
     edit_params(project, edit)
     _, markdown = compare(project, "HEAD", None)
     assert below(markdown, "Parameters") == [
-        ["`claims.equivalence_margin`", "0.005", "0.01"],
+        ["`claims.equivalence_margin`", "0.005", "0.006"],
         ["`runs.*.optimizer.warmup_steps`", "50", "60"],
         ["`runs.baseline.seeds`", "[0]", "[0, 1]"],
     ]

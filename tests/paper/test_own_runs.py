@@ -68,7 +68,8 @@ def test_the_figure_shows_use_by_layer_and_the_loss_beside_the_baselines(own_par
     use, loss = draw(row, runs, own_params).axes
     assert len(use.lines) > 6
     mean = np.mean([each.eval_loss.mean(axis=1) for each in runs["no_decay"].values()], axis=0)
-    base, own = loss.lines
+    base, own, bigrams, unigrams = loss.lines
+    assert [line.get_ydata()[0] for line in (bigrams, unigrams)] == [10.0, 12.0]
     assert (base.get_label(), own.get_label()) == ("baseline", "no_decay")
     np.testing.assert_allclose(own.get_ydata(), mean)
     assert "the run no_decay" in row.caption

@@ -262,11 +262,71 @@ class TestEquivalence:
         assert "round 1 uses 100.0 %" in decision.reason
 
 
-def test_a_layer_that_never_drops_leaves_the_order_undecided(results):
-    use(results, "baseline", "token_use")[:, 2] = 0.5
-    decision = decide(results, 9)
+class TestOrderOfFalls:
+    """Claims 9 and 10."""
+
+    def test_a_layer_that_never_falls_is_the_last(self, results):
+        use(results, "baseline", "token_use")[:, 0] = 0.5
+        decision = decide(results, 9)
+        assert decision.verdict == "reproduced"
+        assert decision.evidence["drop_step"][0] == "never"
+
+    def test_the_last_layer_must_not_be_the_last(self, results):
+        use(results, "baseline", "token_use")[:, -1] = 0.5
+        assert decide(results, 9).verdict == "not reproduced"
+
+    def test_half_of_the_layers_tell_no_order(self, results):
+        use(results, "baseline", "token_use")[:, :3] = 0.5
+        decision = decide(results, 9)
+        assert decision.verdict == "not decidable"
+        assert "in 3 of 6 layers only" in decision.reason
+
+    def test_a_median_of_layer_0_that_never_turns_is_no_turn(self, results):
+        use(results, "baseline", "p50")[:, 0] = 0.5
+        assert decide(results, 10).verdict == "not reproduced"
+
+
+def test_units_that_come_back_have_not_turned_off(results):
+    batch_use = use(results, "baseline", "batch_use")
+    (history,) = results.runs["baseline"].values()
+    in_warmup = (history.steps > 0) & (history.steps < 60)
+    batch_use[in_warmup] -= 0.5
+    decision = decide(results, 11)
+    assert decision.verdict == "reproduced"
+    assert decision.evidence["off_for_a_while_before"] > 40
+    assert decision.evidence["off_then"] < 5
+    batch_use[in_warmup | (history.steps == 80)] = 0.4
+    assert decide(results, 11).verdict == "not reproduced"
+
+
+@pytest.mark.parametrize("number", [7, 12])
+def test_where_all_units_are_on_none_can_turn_on(results, number):
+    for layer in units(results, "baseline", "first"):
+        layer[:] = True
+    decision = decide(results, number)
     assert decision.verdict == "not decidable"
-    assert "layer(s) 2" in decision.reason
+    assert "none can turn on" in decision.reason
+    units(results, "baseline", "first")[3][: 32768 // 20] = False
+    assert decide(results, number).verdict == "not reproduced"
+
+
+def test_a_first_layer_that_uses_everything_can_use_no_more(results):
+    for run in ("baseline", "lr_x2of3", "lr_x1of3"):
+        use(results, run, "batch_use")[:, 0] = 0.995
+    decision = decide(results, 20)
+    assert decision.verdict == "not decidable"
+    assert "layer 0 uses 99.5 % at the base rate" in decision.reason
+    use(results, "lr_x1of3", "batch_use")[:] = 0.1
+    assert decide(results, 20).verdict == "not reproduced", "use in all has to rise all the same"
+
+
+def test_seven_percent_of_the_steps_have_to_be_past_the_warm_up(tmp_path):
+    params = make_params(optimizer={"peak_lr": 3e-3, "warmup_steps": 500})
+    write_paper_runs(tmp_path, params)
+    results = MeasuredResults(load_runs(tmp_path, {"baseline": (0,)}), params, tmp_path)
+    decision = decide(results, 26)
+    assert decision.verdict == "not decidable"
+    assert "1.6 warm-ups (step 800)" in decision.reason
 
 
 def test_a_tie_of_learning_rates_is_undecided(results):

@@ -134,7 +134,9 @@ def test_seeds_that_disagree_decide_nothing(results):
     odd.unit_use["batch_use"][:, 0] = 0.9
     first = decide_claims(results)[0]
     assert first.verdict == "not decidable"
-    assert first.reason == ("the seeds disagree: it holds with all of them, but not so with 1")
+    assert first.reason == (
+        "the seeds disagree: on their mean it holds, with seed 1 alone it does not hold"
+    )
 
 
 def test_a_rate_that_is_better_by_less_than_the_margin_is_a_tie(results):
@@ -181,6 +183,38 @@ def test_a_model_that_has_not_learned_decides_nothing(results):
     beside_ngrams(results, "baseline", 4.9)
     reasons = [each.reason for each in decide_claims(results)]
     assert not any("has not learned" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("number", "arm", "accuracy", "verdict"),
+    [
+        (16, "random_masked", -0.3, "reproduced"),
+        (14, "masked", -0.3, "not reproduced"),
+        (18, "round2", -0.3, "reproduced"),
+        (21, "lr_x5of3", 0.0, "reproduced"),
+    ],
+)
+def test_an_arm_that_fails_is_a_finding(results, number, arm, accuracy, verdict):
+    for run in results.runs:
+        beside_ngrams(results, run, 4.5)
+    for run in ("lr_x1of3", "lr_x2of3", "lr_x5of3"):
+        beside_ngrams(results, run, 4.6)
+    ((_, history),) = results.runs[arm].items()
+    late = history.eval_steps > 1000
+    history.eval_loss[late] = 6.5
+    history.eval_accuracy[late] += accuracy
+    decision = decide_claims(results)[number - 1]
+    assert (decision.verdict, decision.reason) == (verdict, "")
+    beside_ngrams(results, decision.claim.runs[0], 5.5)
+    assert "has not learned" in decide_claims(results)[number - 1].reason
+
+
+def test_a_model_of_which_it_is_not_known_whether_it_learned_decides_nothing(results):
+    ((seed, history),) = results.runs["baseline"].items()
+    results.runs["baseline"][seed] = replace(history, ngram_losses={})
+    decision = decide_claims(results)[0]
+    assert decision.verdict == "not decidable"
+    assert "whether baseline seed 0 has learned is not known" in decision.reason
 
 
 def test_an_arm_that_branched_off_a_model_that_had_not_learned_decides_nothing(results):

@@ -20,7 +20,7 @@ class Claim:
       decide: The rule as a function of the results.
       runs: The runs that it needs.
       converged: Whether these runs must have converged.
-      learned: Whether these runs must have learned.
+      learned: Whether these runs must have learned; of a test, the first one and what is masked.
       in_tables: Whether the rule can be run on Tables 1-5.
       is_test: Whether the rule is a test over seeds. Any other has to find the same with each seed.
       remark: What is to know beside the verdict.
@@ -40,6 +40,10 @@ class Claim:
 
 
 _ROUNDS = ("round1", "round2")
+_NONE_TO_TURN_ON = (
+    f"Not decidable where every layer has at least {100 - rules.AT_LIMIT:g} % of its units on at "
+    "batch 0."
+)
 
 CLAIMS = (
     Claim(
@@ -99,7 +103,8 @@ CLAIMS = (
         7,
         "section 3.1, Table 2",
         "Higher layers turn on more of the units that were off at the start.",
-        "The share of units off at batch 0 and on at the end rises from each layer to the next.",
+        "The share of units off at batch 0 and on at the end rises from each layer to the next. "
+        f"{_NONE_TO_TURN_ON}",
         rules.turned_on_rises,
         in_tables=True,
     ),
@@ -118,7 +123,8 @@ CLAIMS = (
         "Use per token drops first in the last layer, then in the one below, and so on down.",
         "For each layer, the first step at which token use is below half its value at step 0: "
         "no layer's is before the last layer's, and its rank correlation with the layer is at "
-        f"most {rules.TREND:g}. Not decidable where a layer never falls so low.",
+        f"most {rules.TREND:g}. A layer that never falls so low is after all others; not decidable "
+        "where half of the layers do not.",
         rules.token_use_drops_from_the_top,
         converged=False,
     ),
@@ -134,9 +140,10 @@ CLAIMS = (
         11,
         "section 4.2, Figure 1",
         "Hardly any unit turns off in the first 1.6 warm-ups, a great many do afterwards.",
-        "Up to 1.6 times the warm-up, batch use over all layers falls by at most a quarter of its "
-        "whole fall from step 0 to its lowest. Not decidable with fewer than 3 measured steps up "
-        "to then, or where fewer than 10 % of the units ever turn off.",
+        f"At the last measured step up to {rules.EARLY_WARMUPS:g} times the warm-up, batch use "
+        "over all layers is lower than at step 0 by at most a quarter of its whole fall from step "
+        "0 to its lowest; units that are on again by then do not count. Not decidable with fewer "
+        "than 3 measured steps up to then, or where fewer than 10 % of the units ever turn off.",
         rules.units_turn_off_late,
         converged=False,
     ),
@@ -145,7 +152,7 @@ CLAIMS = (
         "section 1, Table 2",
         "Some layers gain units over training while others lose them.",
         "From batch 0 to the end, at least one layer gains 1 % of its units and at least one "
-        "loses 1 %.",
+        f"loses 1 %. {_NONE_TO_TURN_ON}",
         rules.some_gain_some_lose,
         in_tables=True,
     ),
@@ -234,7 +241,8 @@ CLAIMS = (
         20,
         "section 5.1, Table 5",
         "Batch use, in all and in layer 0, rises as the peak learning rate falls.",
-        "Both rise from the base rate to 2/3 of it, and from there to 1/3.",
+        "Both rise from the base rate to 2/3 of it, and from there to 1/3. Not decidable where use "
+        f"in all rises, but layer 0 has over {100 - rules.AT_LIMIT:g} % already at the base rate.",
         rules.use_rises_as_rate_falls,
         runs=LEARNING_RATES[:3],
         in_tables=True,
@@ -290,7 +298,9 @@ CLAIMS = (
         "section 2.1, Figure 8",
         "Batch use is stable after 7 % of training.",
         "From 7 % of the steps on, the mean over every convergence window's length of steps is "
-        "within 5 points of the mean at convergence, in every layer.",
+        "within 5 points of the mean at convergence, in every layer. Not decidable where 7 % of "
+        f"the steps end before {rules.EARLY_WARMUPS:g} warm-ups (the paper's are 14), when by "
+        "claim 11 nothing has turned off yet.",
         rules.stable_after_early_steps,
         converged=False,
     ),

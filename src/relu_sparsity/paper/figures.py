@@ -93,16 +93,17 @@ def draw_evidence(numbers: dict[str, Any], paper: dict[str, Any]) -> Canvas | No
     """A claim's numbers, a small line for each list of measurements; the paper's are hollow.
 
     Args:
-      numbers: As in claims.json: measurements are floats, what counts or names is not.
+      numbers: As in claims.json: measurements are floats, what counts or names is not; a word
+        among measurements is a gap in the line.
       paper: The paper's, under the same names.
 
     Returns:
       The picture; None where no list has three measurements.
     """
     lines = {
-        name: values
+        name: [value if _is_measured(value) else np.nan for value in values]
         for name, values in numbers.items()
-        if isinstance(values, list) and len(values) > 2 and isinstance(values[0], float)
+        if isinstance(values, list) and len(values) > 2 and any(map(_is_measured, values))
     }
     if not lines:
         return None
@@ -122,6 +123,10 @@ def draw_evidence(numbers: dict[str, Any], paper: dict[str, Any]) -> Canvas | No
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2, fontsize=6)
     return canvas
+
+
+def _is_measured(value: Any) -> bool:
+    return isinstance(value, float)
 
 
 def draw(figure: Figure, runs: dict[str, dict[int, RunHistory]], params: "Params") -> Canvas:

@@ -37,6 +37,10 @@ ROUND_TOLERANCE = 5.0
 """Points between the rounds of Table 4 in a layer; the paper's own largest is 4.7."""
 MIN_MASKED = 20.0
 """With fewer percent of all units masked, harm or its absence says nothing about 30 %."""
+EARLY_WARMUPS = 1.6
+"""Up to so many warm-ups hardly any unit turns off: section 4.2's 8,000 steps of 5,000."""
+AT_LIMIT = 1.0
+"""Points from 0 or 100 % within which a claimed gain cannot show: there is no room for it."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,10 @@ def on_at_start_falls(results: Results) -> Finding:
 
 
 def turned_on_rises(results: Results) -> Finding:
-    turned_on = results.layers("baseline", "turned_on")
-    return Finding(bool((np.diff(turned_on) > 0).all()), {"turned_on": turned_on})
+    on, turned_on = (results.layers("baseline", each) for each in ("on_at_start", "turned_on"))
+    return Finding(
+        bool((np.diff(turned_on) > 0).all()), {"turned_on": turned_on}, _none_to_turn_on(on)
+    )
 
 
 def first_layer_turns_off_most(results: Results) -> Finding:
@@ -111,8 +117,10 @@ def first_layer_turns_off_most(results: Results) -> Finding:
 
 
 def some_gain_some_lose(results: Results) -> Finding:
-    change = results.layers("baseline", "final_use") - results.layers("baseline", "on_at_start")
-    return Finding(bool(change.max() >= 1 and change.min() <= -1), {"change": change})
+    final, on = (results.layers("baseline", each) for each in ("final_use", "on_at_start"))
+    change = final - on
+    holds = change.max() >= AT_LIMIT and change.min() <= -AT_LIMIT
+    return Finding(bool(holds), {"change": change}, _none_to_turn_on(on))
 
 
 def never_on(results: Results) -> Finding:
@@ -148,7 +156,12 @@ def use_rises_as_rate_falls(results: Results) -> Finding:
     total = np.array([results.total(run, "batch_use") for run in falling])
     first = np.array([results.layers(run, "batch_use")[0] for run in falling])
     holds = (np.diff(total) > 0).all() and (np.diff(first) > 0).all()
-    return Finding(bool(holds), {"runs": falling, "total": total, "layer0": first})
+    full = first[0] > 100 - AT_LIMIT and (np.diff(total) > 0).all()
+    return Finding(
+        bool(holds),
+        {"runs": falling, "total": total, "layer0": first},
+        f"layer 0 uses {first[0]:.1f} % at the base rate, so it can use no more" if full else "",
+    )
 
 
 def first_layer_units_are_frequent(results: Results) -> Finding:
@@ -171,30 +184,34 @@ def ratios_fall_with_depth(results: Results) -> Finding:
 # --- Rules on histories, masks and other experiments -------------------------------------------
 
 
-def _drop_steps(results: MeasuredResults, metric: str) -> tuple[LayerValues, dict[str, Any], bool]:
+def _drop_steps(results: MeasuredResults, metric: str) -> tuple[dict[str, Any], bool]:
     """For each layer, the first step at which a metric is below half its initial value."""
     steps, values = results.curve("baseline", metric)
     dropped = values < values[0] / 2
-    layers = np.flatnonzero(~dropped.any(axis=0))
-    if layers.size:
+    ever = dropped.any(axis=0)
+    if 2 * ever.sum() <= len(ever):
         raise UndecidableError(
-            f"{metric} never falls below half its initial value in layer(s) {_listed(layers)}"
+            f"{metric} falls below half its initial value in {ever.sum()} of {len(ever)} layers "
+            "only; more than half of them are needed to tell their order"
         )
-    drop = steps[dropped.argmax(axis=0)]
-    if np.ptp(drop) == 0:
+    # A layer that never falls so low is after all that do.
+    drop = np.where(ever, steps[dropped.argmax(axis=0)], np.inf)
+    if ever.all() and np.ptp(drop) == 0:
         raise UndecidableError(f"{metric} falls in all layers between the same two measurements")
-    trend = rank_correlation(np.arange(len(drop)), drop)
-    in_order = bool(drop[-1] == drop.min() and trend <= TREND)
-    return drop, {"drop_step": drop, "rank_correlation": trend}, in_order
+    order = stats.rankdata(drop)
+    trend = rank_correlation(np.arange(len(order)), order)
+    told = [float(step) if fell else "never" for step, fell in zip(drop, ever, strict=True)]
+    in_order = bool(order[-1] == order.min() and trend <= TREND)
+    return {"drop_step": told, "rank_correlation": trend}, in_order
 
 
 def token_use_drops_from_the_top(results: MeasuredResults) -> Finding:
-    _, evidence, in_order = _drop_steps(results, "token_use")
+    evidence, in_order = _drop_steps(results, "token_use")
     return Finding(in_order, evidence)
 
 
 def median_drops_from_the_top(results: MeasuredResults) -> Finding:
-    _, evidence, in_order = _drop_steps(results, "p50")
+    evidence, in_order = _drop_steps(results, "p50")
     _, values = results.curve("baseline", "p50")
     end, lowest = results.layers("baseline", "p50"), values.min(axis=0)
     rises = np.flatnonzero((end >= 1.5 * lowest) & (end - lowest >= 1))
@@ -205,14 +222,21 @@ def median_drops_from_the_top(results: MeasuredResults) -> Finding:
 def units_turn_off_late(results: MeasuredResults) -> Finding:
     steps, values = results.curve("baseline", "batch_use")
     total = over_all_units(values, results.seeds("baseline")[0])
-    until = 1.6 * results.params.runs["baseline"].config.optimizer.warmup_steps
-    early = (steps > 0) & (steps <= until)
-    if early.sum() < 3:
+    until = _early_steps(results)
+    early = total[(steps > 0) & (steps <= until)]
+    if early.size < 3:
         raise UndecidableError(
-            f"the history has {early.sum()} measured steps up to {until:g}; at least 3 are needed"
+            f"the history has {early.size} measured steps up to {until:g}; at least 3 are needed"
         )
-    off_early, off_in_all = total[0] - total[early].min(), total[0] - total.min()
-    evidence = {"until_step": until, "off_by_then": off_early, "off_at_most": off_in_all}
+    # Units that are off for a while and on again have not turned off: Figure 1 shows who is off
+    # by step 8,000, and Table 2 counts nobody that comes back.
+    off_early, off_in_all = total[0] - early[-1], total[0] - total.min()
+    evidence = {
+        "until_step": until,
+        "off_then": off_early,
+        "off_for_a_while_before": total[0] - early.min(),
+        "off_at_most": off_in_all,
+    }
     if off_in_all < 10:
         few = "fewer than 10 % of the units ever turn off, too few to tell when they do"
         return Finding(False, evidence, few)
@@ -365,7 +389,17 @@ def stable_after_early_steps(results: MeasuredResults) -> Finding:
         for each in np.unique(age[after])
     )
     evidence = {"from_step": float(np.ceil(0.07 * num_steps)), "largest_change": change}
-    return Finding(bool(change <= 5), evidence)
+    until, early = _early_steps(results), ""
+    if 0.07 * num_steps < until:
+        early = (
+            f"7 % of the steps end before {EARLY_WARMUPS:g} warm-ups (step {until:g}), up to which "
+            "hardly any unit turns off"
+        )
+    return Finding(bool(change <= 5), evidence, early)
+
+
+def _early_steps(results: MeasuredResults) -> float:
+    return EARLY_WARMUPS * results.params.runs["baseline"].config.optimizer.warmup_steps
 
 
 def _mask_step(results: MeasuredResults, run: str) -> int:
@@ -373,6 +407,13 @@ def _mask_step(results: MeasuredResults, run: str) -> int:
     if step is None:
         raise UndecidableError(f"{run} does not branch off another run at a step")
     return step
+
+
+def _none_to_turn_on(on_at_start: LayerValues) -> str:
+    lowest = on_at_start.min()
+    if lowest < 100 - AT_LIMIT:
+        return ""
+    return f"every layer has at least {lowest:.1f} % of its units on at batch 0: none can turn on"
 
 
 def _too_few_masked(results: MeasuredResults, run: str) -> str:

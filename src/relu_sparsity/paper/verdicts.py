@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["reproduced", "not reproduced", "not decidable"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "not decidable")
+_FOUND = {True: "holds", False: "does not hold"}
 
 
 @dataclass(frozen=True)
@@ -167,33 +168,43 @@ def _verdict(decision: Decision) -> str:
 
 
 def _seeds_disagree(claim: Claim, results: MeasuredResults, holds: bool) -> str:
-    """With which seeds alone the rule finds something else than with all of them."""
-    others = []
+    """With which seeds alone the rule finds something else than on the mean over all of them."""
+    found, alone = _FOUND[holds], dict[str, list[str]]()
     seeds = results.shared_seeds(*claim.runs)
     for seed in seeds if len(seeds) > 1 else ():
         try:
-            same = claim.decide(results.of_seed(seed, *claim.runs)).holds == holds
+            one = _FOUND[claim.decide(results.of_seed(seed, *claim.runs)).holds]
         except UndecidableError:
-            same = False
-        if not same:
-            others.append(str(seed))
-    if not others:
+            one = "cannot be told"
+        if one != found:
+            alone.setdefault(one, []).append(str(seed))
+    if not alone:
         return ""
-    word = "holds" if holds else "does not hold"
-    return f"the seeds disagree: it {word} with all of them, but not so with {', '.join(others)}"
+    told = (f"with seed {', '.join(seeds)} alone it {what}" for what, seeds in alone.items())
+    return f"the seeds disagree: on their mean it {found}, {', '.join(told)}"
 
 
 def _not_learned(claim: Claim, results: MeasuredResults) -> str:
-    """Which run's model has learned too little for a verdict: at the end, or where it branched."""
+    """Which run's model has learned too little for a verdict: at the end, or where it branched.
+
+    A test compares arms with a control, `claim.runs[0]`. An arm that ends worse than that, however
+    much, is a finding.
+    """
     share = results.params.claims.learned_share
     for run in claim.runs:
         for seed, history in results.runs[run].items():
             if not history.ngram_losses:
-                continue
+                return (
+                    f"whether {run} seed {seed} has learned is not known: n-grams were not taken "
+                    "of its held-out text, which another training.seq_len or eval_sequences than "
+                    "the scale's cuts otherwise"
+                )
             unigrams, bigrams = (history.ngram_losses[f"{n}_loss"] for n in ("unigram", "bigram"))
             most = unigrams - share * (unigrams - bigrams)
             losses = history.eval_loss.mean(axis=1)
-            moments = {"at the end": losses[-1]}
+            moments = {}
+            if not claim.is_test or run == claim.runs[0]:
+                moments["at the end"] = losses[-1]
             if history.parent_step is not None:
                 before = history.eval_steps <= history.parent_step
                 moments[f"at step {history.parent_step}"] = losses[before][-1]
