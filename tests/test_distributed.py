@@ -2,11 +2,14 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from relu_sparsity import distributed
-from relu_sparsity.errors import NotConnected, UserError
+from relu_sparsity.errors import USER_ERROR_STATUS, NotConnected, UserError
 
 
 def test_one_process_is_the_leader_and_agrees_with_itself():
@@ -20,6 +23,68 @@ def test_one_process_is_the_leader_and_agrees_with_itself():
 
     with pytest.raises(UserError, match="as it is"):
         distributed.ask_leader(fail)
+
+
+SEVERAL = """
+import sys
+from relu_sparsity import distributed
+from relu_sparsity.cli import main
+from relu_sparsity.errors import TryAgain, UserError
+
+distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+
+def unreachable():
+    raise TryAgain("the store does not answer")
+
+def job():
+    with distributed.fail_together():
+        try:
+            distributed.ask_leader(unreachable)
+        except TryAgain as error:
+            print(error.is_everyones, flush=True)
+        if not distributed.is_leader():
+            raise UserError("a file of this host is missing")
+        distributed.barrier("waits for the other")
+
+import relu_sparsity.cli
+relu_sparsity.cli.app = job
+main()
+"""
+
+
+def test_an_error_of_one_host_ends_all_at_once_with_its_message():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    leader, other = (
+        subprocess.Popen(
+            [sys.executable, "-c", SEVERAL, address, str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    )
+    output, errors = other.communicate(timeout=60)
+    assert other.returncode == USER_ERROR_STATUS
+    assert output.endswith("\nTrue\n"), "before it Gloo says how it is connected"
+    assert "error: a file of this host is missing\n" in errors
+    assert "Traceback" not in errors
+    assert leader.communicate(timeout=60)[0].endswith("\nTrue\n")
+    assert leader.returncode not in (0, USER_ERROR_STATUS)
+
+
+@pytest.mark.parametrize(("variables", "status"), [({"RELU_SPARSITY_SLICE": "x"}, 75), ({}, 1)])
+def test_on_a_slice_any_other_error_is_worth_another_try(variables, status):
+    script = (
+        "from relu_sparsity import distributed\n"
+        "with distributed.fail_together(): raise OSError('HttpError: 503')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | variables, capture_output=True, check=False
+    )
+    assert ended.returncode == status
+    assert b"OSError: HttpError: 503" in ended.stderr
 
 
 def test_what_the_leader_holds_is_left_again():

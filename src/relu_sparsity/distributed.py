@@ -18,7 +18,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from relu_sparsity.errors import TRY_AGAIN_STATUS, Interrupted, NotConnected, UserError
+from relu_sparsity.errors import (
+    TRY_AGAIN_STATUS,
+    USER_ERROR_STATUS,
+    Interrupted,
+    NotConnected,
+    TryAgain,
+    UserError,
+)
 
 _T = TypeVar("_T")
 
@@ -103,7 +110,7 @@ def ask_leader(action: Callable[[], _T]) -> _T:
         try:
             answer = {"value": action()}
         except UserError as error:
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "try_again": isinstance(error, TryAgain)}
         except BaseException as error:
             # The others must not wait for an answer that never comes.
             failure, answer = error, {"error": f"{type(error).__name__}: {error}"}
@@ -111,7 +118,8 @@ def ask_leader(action: Callable[[], _T]) -> _T:
     if failure is not None:
         raise failure
     if "error" in answer:
-        raise UserError(answer["error"])
+        kind = TryAgain if answer.get("try_again") else UserError
+        raise kind(answer["error"], is_everyones=True)
     return answer["value"]
 
 
@@ -140,13 +148,20 @@ def fail_together() -> Iterator[None]:
     """Ends this process at once when it fails, so that the others learn of it and end too.
 
     Python's own way out would wait for them, and they would wait for this one in the next step.
+    What is not a user's error is worth another try where somebody gives it one, as on a slice.
     """
     try:
         yield
-    except (UserError, Interrupted):
+    except Interrupted:
         raise  # It comes to all processes.
+    except UserError as error:
+        if jax.process_count() == 1 or error.is_everyones:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(TRY_AGAIN_STATUS if isinstance(error, TryAgain) else USER_ERROR_STATUS)
     except Exception:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 and "RELU_SPARSITY_SLICE" not in os.environ:
             raise
         traceback.print_exc()
         sys.stderr.flush()

@@ -19,7 +19,15 @@ class UserError(Exception):
     """Bad input: the message names the file or key, the value and what is allowed.
 
     The command line prints the message without a traceback and exits with `USER_ERROR_STATUS`.
+
+    Attributes:
+      is_everyones: Whether all processes of a run have the same error, so that none has to tell the
+        others.
     """
+
+    def __init__(self, *message: object, is_everyones: bool = False) -> None:
+        super().__init__(*message)
+        self.is_everyones = is_everyones
 
 
 class TryAgain(UserError):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 
 import pytest
 import yaml
@@ -145,7 +146,18 @@ def test_the_slice_of_a_killed_launcher_is_taken_over_or_cleaned_up(controller, 
     launcher.kill()
     launcher.communicate()
     [name] = controller.cloud.slices()
-    output = controller.run(*LAUNCH)
+    # It works on, also where the next launcher cannot ask for it.
+    controller.cloud.refuse("UNAUTHENTICATED: Reauthentication is needed", "describe")
+    assert "UNAUTHENTICATED" in controller.run(*LAUNCH, status=1)
+    assert list(controller.cloud.slices()) == [name]
+    controller.cloud.refuse("UNAVAILABLE: try again", "describe")
+    launcher = controller.start(*LAUNCH)
+    time.sleep(10)
+    assert launcher.poll() is None
+    controller.cloud.refuse("")
+    output = launcher.communicate()[0]
+    assert launcher.returncode == 0, output
+    assert "the cloud does not answer, asks again: " in output
     assert "takes over the slice that is there, ACTIVE" in output
     assert controller.cloud.slices() == {}
     assert_same(tables(controller.project), plain["baseline"])

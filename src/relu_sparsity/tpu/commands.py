@@ -171,9 +171,15 @@ def tpu_cleanup(
         raise UserError("there is nobody to ask; say --yes to delete these slices")
     if not yes:
         typer.confirm(f"Delete {len(found)} slice(s)?", abort=True)
+    kept = []
     for each in found:
-        gcloud.delete(each.name)
-        print(f"deleted {each.name}")
+        try:
+            gcloud.delete(each.name)
+            print(f"deleted {each.name}")
+        except UserError as error:
+            kept.append(f"{each.name} is still there: {error}")
+    if kept:
+        raise UserError("\n".join(kept))
 
 
 def _print_slices(found: "Iterable[Slice]") -> None:

@@ -34,6 +34,7 @@ from relu_sparsity.tpu.slices import (
     WAITING,
     Gcloud,
     PassingTrouble,
+    Slice,
     SliceParams,
     owner_of,
 )
@@ -108,21 +109,27 @@ class _Launcher:
         self._uses: dict[int, SliceUse] = {}
 
     def run(self) -> None:
-        """Keeps slices working on the job until it is done."""
+        """Keeps slices working on the job until it is done.
+
+        A slice of a launcher that was killed works on, whatever fails before it is found.
+        """
+        has_looked = False
         try:
             with self._signals():
-                self._work()
+                self._job.prepare()
+                self._uses = self._ask_store(self._job.slice_job.usage, {})
+                found = self._describe()
+                has_looked = True
+                self._work(self._adopt(found))
         finally:
-            self._tell("deletes the slice")
-            self._delete()
-            self._tell("the slice is deleted", at_work=False)
+            if has_looked:
+                self._tell("deletes the slice")
+                self._delete()
+                self._tell("the slice is deleted", at_work=False)
 
-    def _work(self) -> None:
-        self._job.prepare()
-        self._uses = self._ask_store(self._job.slice_job.usage, {})
+    def _work(self, is_there: bool) -> None:
         failures, best = 0, self._newest_step()
         pause = self._settings.poll_seconds
-        is_there = self._adopt()
         while True:
             try:
                 if not is_there:
@@ -172,12 +179,18 @@ class _Launcher:
         self._uses[self._attempt] = use
         self._ask_store(lambda: self._job.slice_job.write_usage(self._uses), None)
 
-    def _adopt(self) -> bool:
+    def _describe(self) -> Slice | None:
+        """The slice that is there, once the cloud answers."""
+        while True:
+            try:
+                return self._gcloud.describe(self._name)
+            except PassingTrouble as trouble:
+                self._tell(f"the cloud does not answer, asks again: {trouble}")
+            self._require_patience()
+            self._wait(self._settings.poll_seconds)
+
+    def _adopt(self, found: Slice | None) -> bool:
         """Whether the slice of a launcher that was killed still works on the job."""
-        try:
-            found = self._gcloud.describe(self._name)
-        except PassingTrouble as trouble:
-            raise UserError(f"the cloud does not answer: {trouble}") from None
         if found is None:
             self._attempt = self._job.slice_job.last_attempt()
             self._mark("gone")
@@ -383,12 +396,5 @@ class _Launcher:
     def _tell(self, what: str, *, at_work: bool = True) -> None:
         log.info("%s: %s", self._name, what)
         with contextlib.suppress(Exception):
-            write_json(
-                self._job.slice_job.launcher_state,
-                {
-                    "attempt": self._attempt,
-                    "at_work": at_work,
-                    "message": what,
-                    "updated": time.time(),
-                },
-            )
+            state = {"attempt": self._attempt, "at_work": at_work, "message": what}
+            write_json(self._job.slice_job.launcher_state, state | {"updated": time.time()})
