@@ -1,7 +1,9 @@
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +32,7 @@ def children(pid):
 class Served:
     """A server of a copy of the code, and its clients."""
 
-    def __init__(self, folder, slow_line=None):
+    def __init__(self, folder, slow_line=None, broken_line=None):
         self.source = folder / "src"
         shutil.copytree(ROOT / "src" / "relu_sparsity", self.source / "relu_sparsity")
         if slow_line is not None:
@@ -44,6 +46,10 @@ class Served:
                 count += found
                 module.write_text(text)
             assert count == 1
+        if broken_line is not None:
+            server = self.source / "relu_sparsity" / "forkserver.py"
+            assert broken_line in server.read_text()
+            server.write_text(server.read_text().replace(broken_line, "raise BlockingIOError"))
         address = folder / "socket"
         self.environment = os.environ | {"PYTHONPATH": str(self.source), ADDRESS: str(address)}
         self.server = self.start("fork-server", str(address), str(os.getpid()))
@@ -122,6 +128,28 @@ def test_a_signal_that_comes_before_the_job_is_set_up_is_not_lost(tmp_path, slow
         served.stop()
 
 
+def test_where_the_system_has_no_process_left_only_that_job_starts_by_itself(tmp_path):
+    served = Served(tmp_path, broken_line="pid = os.fork()")
+    try:
+        for _ in range(2):
+            client = served.start("figures", "--figure", "fig99")
+            assert "figure 'fig99' is not one of" in client.communicate(timeout=60)[1]
+        assert served.server.poll() is None
+    finally:
+        served.stop()
+
+
+def test_a_client_that_is_gone_when_it_is_refused_ends_nobody_else(served):
+    request = json.dumps([["relu-sparsity", "train"], str(ROOT), {"OTHER": "environment"}])
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.connect(served.environment[ADDRESS])
+            socket.send_fds(connection, [request.encode()], [0, 1, 2])
+    client = served.start("figures", "--figure", "fig99")
+    assert "figure 'fig99' is not one of" in client.communicate(timeout=60)[1]
+    assert served.server.poll() is None
+
+
 def test_a_job_ends_with_its_client(served, tmp_path):
     client, job = served.start_blocked(tmp_path)
     client.kill()
@@ -156,7 +184,9 @@ def test_what_trains_is_a_fork_of_a_server_with_the_same_environment(
 ):
     params = tmp_path / "params.yaml"
     os.mkfifo(params)
-    client = served.start("train", "--run", "nothing", "--params", str(params), **environment)
+    client = served.start(
+        "train", "--run", "nothing", "--threads", "1", "--params", str(params), **environment
+    )
     # It opens when the job reads its parameters.
     with params.open("w") as pipe:
         forks = children(served.server.pid)
@@ -178,7 +208,8 @@ def test_a_job_of_snakemake_that_trains_is_a_fork(tmp_path):
         "        time.sleep(0.05)\n"
         "rule train:\n"
         "    threads: 1\n"
-        f"    shell: '{sys.executable} -m relu_sparsity train --run nothing --params {params}'\n"
+        f"    shell: '{sys.executable} -m relu_sparsity train --run nothing --threads 1"
+        f" --params {params}'\n"
     )
     snakemake = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--cores", "1"],
@@ -199,7 +230,7 @@ def test_a_job_of_snakemake_that_trains_is_a_fork(tmp_path):
 
 # The last of them: it ends what the server is good for.
 def test_edited_code_is_not_run_by_a_server_of_before(served):
-    module = served.source / "relu_sparsity" / "cli.py"
+    module = served.source / "relu_sparsity" / "options.py"
     text = module.read_text()
     module.write_text(text.replace("is not one of this scale's", "is unheard of"))
     client = served.start("figures", "--figure", "fig99")

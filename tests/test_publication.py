@@ -135,12 +135,28 @@ def test_a_published_sensitivity_stays_until_there_is_another(scale, tmp_path):
         path.unlink()
     again = publish(params, layout, folder)
     assert [path.name for path in again.kept] == [path.name for path in layout.sensitivity]
-    assert all(path.read_text() == "first" for path in again.kept)
+    assert all(path.read_text().startswith("first") for path in again.kept)
+    told = (folder / "sensitivity.md").read_text()
+    assert told == "first\nThis table is of an earlier run than the other results here.\n"
+    publish(params, layout, folder)
+    assert (folder / "sensitivity.md").read_text() == told
     assert set(again.kept) < set(again.files)
     write_text(layout.sensitivity[0], "second")
     assert not publish(params, layout, folder).kept
     assert (folder / "sensitivity.csv").read_text() == "second"
     assert not (folder / "sensitivity.md").exists()
+
+
+def test_what_is_no_folder_of_published_results_is_not_touched(scale, tmp_path):
+    params, layout = scale
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/thesis.tex").write_text("years")
+    for folder in (tmp_path / "thesis", tmp_path / "thesis/thesis.tex", layout.results):
+        with pytest.raises(UserError, match=rf"{folder}: is not a folder of published results"):
+            publish(params, layout, folder)
+    assert (tmp_path / "thesis/thesis.tex").read_text() == "years"
+    (tmp_path / "empty").mkdir()
+    assert publish(params, layout, tmp_path / "empty").files
 
 
 def test_only_whole_results_are_published_and_what_is_there_stays(scale, tmp_path):

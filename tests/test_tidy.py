@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from relu_sparsity import tidy
 from relu_sparsity.cli import app
 from relu_sparsity.errors import UserError
+from relu_sparsity.files import write_json
 from relu_sparsity.layout import Layout
 from relu_sparsity.params_file import load_params
 from relu_sparsity.runs import resolve
@@ -89,6 +90,25 @@ def test_what_is_being_trained_is_kept(store, layout):
     assert store["stale"].is_dir()
     assert store["current"].is_dir()
     assert not store["run"].parents[1].exists()
+
+
+def test_where_a_run_was_trained_before_it_was_accepted_is_current(store, layout):
+    """Its results have the fingerprint of now; its parameters stay where they are."""
+    fingerprint = resolve(load_params(PARAMS, "smoke"), layout, "baseline", 0).job.fingerprint
+    record = {
+        "fingerprint": fingerprint.hash,
+        "made_from": fingerprint.as_json(),
+        "sha256": {},
+        "accepted": [{"fingerprint": store["stale"].name, "optax": "0.1"}],
+    }
+    write_json(layout.run("baseline", 0) / "run.json", record)
+    assert {Path(each.folder) for each in found(layout) if each.state == "current"} == {
+        store["current"], store["stale"],
+    }  # fmt: skip
+    write_json(layout.run("baseline", 0) / "run.json", record | {"fingerprint": "of before"})
+    assert store["stale"] not in {
+        Path(each.folder) for each in found(layout) if each.state == "current"
+    }
 
 
 def test_a_current_run_is_never_freed(store, layout):

@@ -8,6 +8,11 @@ import sys
 
 def main() -> None:
     """Runs the command line, here or there."""
+    if "--stop-with-parent" in sys.argv:
+        # Its parent may die while it imports; the command itself asks once more.
+        from relu_sparsity.processes import stop_with_parent
+
+        stop_with_parent()
     # A job imports no more than it needs before it is known where it runs.
     if "RELU_SPARSITY_FORK_SERVER" in os.environ:
         from relu_sparsity import forkclient

@@ -7,7 +7,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,14 +18,21 @@ from relu_sparsity.errors import (
     UserError,
 )
 from relu_sparsity.files import to_json
-from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent
+from relu_sparsity.options import (
+    DEFAULT_PARAMS,
+    ParamsFile,
+    Run,
+    Scale,
+    Seed,
+    StopWithParent,
+    Threads,
+    chosen,
+    threads_to_use,
+)
 from relu_sparsity.options import load as _load
 from relu_sparsity.sharing import accept, adopt, compare, publish, tidy, verify
 from relu_sparsity.tpu.commands import tpu
 from relu_sparsity.training.process import OtherProcesses, training_process
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
 
 log = logging.getLogger(__name__)
 # Beside those that decide numbers.
@@ -43,7 +50,6 @@ app.add_typer(tpu, name="tpu")
 for command in (adopt, accept, publish, verify, compare, tidy):
     app.command()(command)
 
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads to use. [default: all]")]
 Distributed = Annotated[
     bool | None,
     typer.Option(
@@ -228,6 +234,7 @@ def train(
     others = OtherProcesses(
         distributed, coordinator_address, num_processes, process_id, heartbeat_timeout, hang_timeout
     )
+    threads = threads_to_use(threads, params_file, scale)
     with training_process(threads, stop_with_parent, others):
         _perform_for_run(params_file, scale, "train", run, seed)
 
@@ -251,6 +258,7 @@ def mask(
     others = OtherProcesses(
         distributed, coordinator_address, num_processes, process_id, heartbeat_timeout, hang_timeout
     )
+    threads = threads_to_use(threads, params_file, scale)
     with training_process(threads, stop_with_parent, others):
         _perform_for_run(params_file, scale, "mask", run, seed)
 
@@ -282,7 +290,7 @@ def tables(
     """Write Tables 1-5, or some of them: CSV, Markdown, LaTeX, each cell beside the paper's."""
     from relu_sparsity.paper.catalog import TABLES
 
-    _perform(params_file, scale, *_chosen("table", table, TABLES))
+    _perform(params_file, scale, *chosen("table", table, TABLES))
 
 
 @app.command()
@@ -309,7 +317,7 @@ def figures(
     from relu_sparsity.paper import catalog
 
     allowed = catalog.figures(_load(params_file, scale)[0].paper_runs)
-    _perform(params_file, scale, *_chosen("figure", figure, allowed))
+    _perform(params_file, scale, *chosen("figure", figure, allowed))
 
 
 @app.command()
@@ -368,17 +376,6 @@ def _perform_for_run(params_file: Path, scale: str | None, rule: str, run: str, 
     perform(params, layout, f"{rule}/{run}/seed{seed}")
 
 
-def _chosen(
-    rule: str, chosen: "Iterable[str] | None", allowed: "Collection[str]"
-) -> "Iterator[str]":
-    for each in allowed if chosen is None else chosen:
-        if each not in allowed:
-            raise UserError(
-                f"{rule} {each!r} is not one of this scale's; allowed: {', '.join(allowed)}"
-            )
-        yield f"{rule}/{each}"
-
-
 def main() -> None:
     """Runs the command line; errors that a user can mend end with status 1 and no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -390,6 +387,10 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(TRY_AGAIN_STATUS if isinstance(error, TryAgain) else USER_ERROR_STATUS)
+    except OSError as error:
+        # A full disk, a folder of somebody else, a bucket that is not to be reached.
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
 
 
 if __name__ == "__main__":

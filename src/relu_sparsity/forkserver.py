@@ -5,6 +5,7 @@ two. So the workflow starts one server, which imports once and forks for each jo
 """
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -130,13 +131,19 @@ class Server:
         is_other = arguments[1] in TRAINING and _meaning(environment) != self._environment
         # A fork would run the code of before, and say that it was that of now.
         if is_other or _versions() != self._versions:
-            connection.send(b"refused")
-            connection.close()
-            return False
+            return self._refuse(connection)
         end, alive = os.pipe()
         # The child must not lose a signal because it still ignores it as the server does.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
-        server, pid = os.getpid(), os.fork()
+        server = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:
+            # The others go on; this one starts by itself, or fails by itself.
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            os.close(end)
+            os.close(alive)
+            return self._refuse(connection)
         if not pid:
             processes.stop_with_parent(parent=server)
             self._become(request, files)
@@ -148,6 +155,12 @@ class Server:
         self._selector.register(connection, selectors.EVENT_READ, lambda _: self._forward(job))
         # Its other side is open as long as the job lives.
         self._selector.register(end, selectors.EVENT_READ, lambda _: self._end(job, end))
+        return False
+
+    @staticmethod
+    def _refuse(connection: socket.socket) -> bool:
+        _answer(connection, b"refused")
+        connection.close()
         return False
 
     def _become(self, request: Any, files: Sequence[int]) -> None:
@@ -183,9 +196,14 @@ class Server:
         _, status = os.waitpid(job.pid, 0)
         if job.connection in {key.fileobj for key in self._selector.get_map().values()}:
             self._selector.unregister(job.connection)
-            job.connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+            _answer(job.connection, str(os.waitstatus_to_exitcode(status)).encode())
         job.connection.close()
         return False
+
+
+def _answer(connection: socket.socket, answer: bytes) -> None:
+    with contextlib.suppress(OSError):  # Its client may have been killed.
+        connection.send(answer)
 
 
 def _versions() -> dict[str, Any]:

@@ -341,7 +341,7 @@ def _data_identity(params: DataParams) -> dict[str, Any]:
     return identity | {"heldout_fraction": params.heldout_fraction}
 
 
-def require_current(job: Job, table: Mapping[str, Job]) -> set[str]:
+def require_current(job: Job, table: Mapping[str, Job], scale: str) -> set[str]:
     """Checks that the results that a job reads are those of the parameters.
 
     Returns:
@@ -366,15 +366,16 @@ def require_current(job: Job, table: Mapping[str, Job]) -> set[str]:
     for name in sorted(read, key=list(table).index):
         problems = table[name].problems(digests)
         if problems and not (job.may_lack and not table[name].has_results()):
-            raise UserError(_not_current(table[name], problems))
+            raise UserError(_not_current(table[name], problems, scale))
     if missing and missing == set(job.after):
         names = ", ".join(sorted({name.split("/")[1] for name in missing if "/" in name}))
         raise UserError(f"{job.name}: there are no results of {names}; train them first")
     return missing
 
 
-def _not_current(job: Job, problems: list[str]) -> str:
+def _not_current(job: Job, problems: list[str], scale: str) -> str:
+    command = f"{job.command} --scale {scale}"
     if not job.has_results():
-        return f"{job.outputs[0]}: is missing; run '{job.command}' first"
+        return f"{job.outputs[0]}: is missing; run '{command}' first"
     told = "".join(f"\n  {problem}" for problem in problems)
-    return f"{job.record}: is not of the parameters now; run '{job.command}' first{told}"
+    return f"{job.record}: is not of the parameters now; run '{command}' first{told}"

@@ -30,7 +30,7 @@ def perform(params: Params, layout: Layout, name: str) -> None:
     if name not in table:
         raise UserError(f"{name}: params.yaml has nothing for it at the scale {params.scale}")
     job = table[name]
-    missing = require_current(job, table)
+    missing = require_current(job, table, layout.scale)
     module, _, function = job.writer.partition(":")
     write = getattr(importlib.import_module(f"{fingerprint.NAME}.{module}"), function)
     if job.takes_run:

@@ -1,11 +1,15 @@
 """What the workflow would run, why, and what it would cost. Nothing is deleted or started."""
 
+import contextlib
 import csv
 import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
+from etils import epath
 
 from relu_sparsity.counts import counted
 from relu_sparsity.durations import duration
@@ -171,17 +175,21 @@ def measured_speed(params: Params) -> Speed:
     """The median speed of the scale's runs in the store, or that of params.yaml."""
     speeds = []
     for path in (store_root() / "runs" / params.scale).glob("*/*/*/finished/run.json"):
-        throughput = path.parents[1] / "throughput.csv"
-        if not throughput.exists():
-            continue
-        described = json.loads(path.read_text(encoding="utf-8"))
-        rows = csv.DictReader(throughput.read_text().splitlines())
-        tokens = statistics.median(float(row["tokens_per_second"]) for row in rows)
-        per_token = described_flops_per_token(described["config"], described["trained_mlp_dims"])
-        speeds.append(3 * tokens * per_token / described["environment"]["num_devices"])
+        # For an estimate, what an older version or a power cut has left is passed over.
+        with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
+            speeds.append(_speed(path, path.parents[1] / "throughput.csv"))
     if speeds:
         return Speed(statistics.median(speeds), len(speeds))
     return Speed(params.resources.flops_per_device, 0)
+
+
+def _speed(description: epath.Path, throughput: epath.Path) -> float:
+    """FLOP/s of a device in a trained run."""
+    described = json.loads(description.read_text(encoding="utf-8"))
+    rows = csv.DictReader(throughput.read_text().splitlines())
+    tokens = statistics.median(float(row["tokens_per_second"]) for row in rows)
+    per_token = described_flops_per_token(described["config"], described["trained_mlp_dims"])
+    return 3 * tokens * per_token / described["environment"]["num_devices"]
 
 
 def _by_rule(jobs: Sequence[PlannedJob]) -> str:
@@ -224,14 +232,25 @@ def _mask_work(run: Run, planned: dict[str, PlannedJob], speed: Speed) -> tuple[
 
 
 def _widths(run: Run, digests: Digests) -> Sequence[int]:
-    """The widths if they are known already; till then, at most the parent's."""
-    if run.config.model.mlp_dim is not None:
+    """The widths that are trained, if they are known already; till then, at most the parent's."""
+    decided_by = run.intervention_job
+    if run.parent is None or decided_by is None:
         return run.config.model.mlp_dims
-    assert run.parent is not None
-    assert run.intervention_job is not None
-    if run.intervention_job.problems(digests):
+    if decided_by.problems(digests):
         return run.parent.config.model.mlp_dims
-    return json.loads(run.intervention_file.read_text(encoding="utf-8"))["mlp_dims"]
+    if run.intervention not in MASKS:
+        return json.loads(run.intervention_file.read_text(encoding="utf-8"))["mlp_dims"]
+    if not run.config.mask.compact:
+        return run.config.model.mlp_dims
+    with np.load(run.intervention_file) as kept:
+        counts = [max(1, int(kept[f"layer{k}"].sum())) for k in range(run.config.model.num_layers)]
+    # As `Compaction` rounds them, which is JAX's.
+    multiple = run.config.mask.width_multiple_of
+    whole = run.config.model.mlp_dims
+    return [
+        min(width, -(-count // multiple) * multiple)
+        for width, count in zip(whole, counts, strict=True)
+    ]
 
 
 def _cost(

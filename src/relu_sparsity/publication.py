@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ _SHARES_OF_UNITS = ("batch_use", "on_at_start", "turned_on", "turned_off", "fina
 STANDARD_ERRORS = 4.0
 """A number may differ from the published one by so many standard errors of their difference."""
 _NUMBERS, _MADE_FROM, _PARAMETERS = "metrics.csv", "made_from.json", "params.yaml"
+_EARLIER = "This table is of an earlier run than the other results here."
 _KEYS = ["run", "layer", "metric"]
 
 
@@ -138,8 +140,15 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
       All that is published now, and what of it was published before.
 
     Raises:
-      UserError: A result is missing.
+      UserError: A result is missing, or `folder` is there and is not one of published results.
     """
+    folder = Path(os.path.abspath(folder))
+    is_ours = (folder / _MADE_FROM).is_file() or (folder.is_dir() and not any(folder.iterdir()))
+    if folder.exists() and not is_ours:
+        raise UserError(
+            f"{folder}: is not a folder of published results; allowed: one that has {_MADE_FROM}, "
+            "whose content is replaced, an empty one, or one that is not there yet"
+        )
     copied = [
         *layout.claims,
         layout.summary,
@@ -166,6 +175,8 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
         shutil.copyfile(path, target)
     for path in kept:
         shutil.copy2(path, partial / path.relative_to(folder))
+        if path.suffix == ".md" and _EARLIER not in (text := path.read_text(encoding="utf-8")):
+            write_text(partial / path.relative_to(folder), f"{text}\n{_EARLIER}\n")
     write_text(partial / _NUMBERS, read_numbers(params, layout).to_csv(index=False))
     write_text(partial / _PARAMETERS, yaml.safe_dump(_parameters(params), sort_keys=False))
     made_from = {}

@@ -13,10 +13,11 @@ from etils import epath
 
 from relu_sparsity.counts import counted
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import is_remote
+from relu_sparsity.files import is_remote, read_json
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Params
-from relu_sparsity.runs import removed_results, resolve_all
+from relu_sparsity.provenance import read_record
+from relu_sparsity.runs import Run, removed_results, resolve_all
 from relu_sparsity.store import RunStore
 
 State = Literal["current", "stale", "removed"]
@@ -51,7 +52,7 @@ class Entry:
 
 def entries(params: Params, layout: Layout) -> list[Entry]:
     """Every run of a scale in the store, and results of runs that params.yaml does not have."""
-    current = {run.store.folder for run in resolve_all(params, layout)}
+    current = {folder for run in resolve_all(params, layout) for folder in _folders_of(run)}
     known = {(run, str(seed)) for run, seed in params.jobs()}
     found = []
     for folder in sorted((store_root() / "runs" / params.scale).glob("*/seed*/*")):
@@ -67,6 +68,15 @@ def entries(params: Params, layout: Layout) -> list[Entry]:
         seed = path.name.removeprefix("seed")
         found.append(Entry(path.parent.name, seed, "removed", size(path), path))
     return found
+
+
+def _folders_of(run: Run) -> Iterator[epath.Path]:
+    """Where a run is in the store; its parameters may be where it was trained before `accept`."""
+    yield run.store.folder
+    record = read_record(run.job.record)
+    if record is not None and record.fingerprint == run.job.fingerprint.hash:
+        for told in read_json(run.job.record).get("accepted", []):
+            yield run.store_of(told["fingerprint"]).folder
 
 
 def others(scale: str) -> dict[str, int]:

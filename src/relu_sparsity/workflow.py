@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 import yaml
 
+from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_text
 from relu_sparsity.fingerprint import NAME
 from relu_sparsity.jobs import Job, job_table
@@ -33,6 +34,18 @@ log = logging.getLogger(__name__)
 # Long ago: before any real result, after what archive formats can hold.
 _SETTLED = 1_000_000_000
 _STAGES = Path("dvc.yaml")
+CONFIG_KEYS = ("scale", "slices")
+
+
+def check_config(config: Collection[str]) -> None:
+    """Checks the keys of Snakemake's `--config`.
+
+    Raises:
+      UserError: One of them says nothing here.
+    """
+    for key in config:
+        if key not in CONFIG_KEYS:
+            raise UserError(f"--config {key}: is no known key; allowed: {', '.join(CONFIG_KEYS)}")
 
 
 def remembered_digests(layout: Layout) -> Digests:
@@ -51,8 +64,13 @@ def reasons_to_run(jobs: Mapping[str, Job], digests: Digests) -> dict[str, list[
     return reasons
 
 
-def write_stamps(jobs: Mapping[str, Job], layout: Layout) -> tuple[Layout, set[str]]:
-    """Makes modification times tell what is stale, and nothing else. Results are not touched.
+def write_stamps(
+    jobs: Mapping[str, Job], layout: Layout, *, is_dry: bool = False
+) -> tuple[Layout, set[str]]:
+    """Makes modification times tell what is stale, and nothing else.
+
+    Results are not touched, but for those that another machine's clock has dated in the future,
+    which Snakemake would refuse to work with: they are dated now. A dry run touches none.
 
     Snakemake compares modification times, which a clone or `dvc pull` sets at random. So every job
     has a stamp, and rules look at the times of no other input. Where a job's results are current,
@@ -69,16 +87,31 @@ def write_stamps(jobs: Mapping[str, Job], layout: Layout) -> tuple[Layout, set[s
         digests = Digests()
         layout = replace(layout, stamps=Path(mkdtemp(prefix="relu-sparsity-stamps-")))
     reasons = reasons_to_run(jobs, digests)
+    now = time.time()
     for job in jobs.values():
         why = reasons.get(job.name, [])
+        newest = now
+        for path in _from_the_future(job.files_written, now):
+            if is_dry:
+                newest = max(newest, path.stat().st_mtime + 1)
+            else:
+                os.utime(path, (now - 1, now - 1))
         stamp = layout.stamp(job.name)
         since = [str(time.time_ns())] if why else []
         text = "\n".join([job.fingerprint.hash, *why, *since]) + "\n"
-        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != text:
+        moment = newest if why else _SETTLED
+        is_written = stamp.is_file() and stamp.stat().st_mtime == moment
+        if not is_written or stamp.read_text(encoding="utf-8") != text:
+            # Made anew, it is one's own, whoever made the other one: only its owner may date it.
             write_text(stamp, text)
-        os.utime(stamp, None if why else (_SETTLED, _SETTLED))
+            os.utime(stamp, (moment, moment))
     digests.save()
     return layout, set(reasons)
+
+
+def _from_the_future(results: Iterable[Path], now: float) -> Iterator[Path]:
+    """Results that have a later time than now."""
+    return (path for path in results if path.is_file() and path.stat().st_mtime > now)
 
 
 def critical_paths(params: Params) -> dict[str, int]:
@@ -97,12 +130,12 @@ def critical_paths(params: Params) -> dict[str, int]:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is made if it is not there."""
+    """Whether files can be made in a folder, made if it is not there, and in those below it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return False
-    return os.access(folder, os.W_OK)
+    return all(os.access(each, os.W_OK) for each, _, _ in os.walk(folder))
 
 
 def look_only() -> None:

@@ -332,6 +332,27 @@ def test_a_changed_number_is_noticed_and_the_run_exported_again(project):
         assert project.result_bytes() == before
 
 
+def test_what_is_stale_is_made_again_though_another_clock_dated_it_in_the_future(project):
+    later = time.time() + 3 * 3600
+    for path in project.results.rglob("*"):
+        os.utime(path, (later, later))
+    assert project.planned() == {}
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    assert project.trained() == {"lr_x1of3"}
+    project.snakemake()
+    assert project.planned() == {}
+
+
+def test_what_config_says_is_known_or_refused(project):
+    refused = project.snakemake("-n", "--config", "scales=mini", status=1)
+    assert "--config scales: is no known key; allowed: scale, slices" in refused
+    # It takes the place of the whole of the profile's.
+    refused = project.snakemake(
+        "-n", "--profile", "workflow/profiles/tpu", "--config", "scale=smoke", status=1
+    )
+    assert "allowed: --config scale=smoke slices=workflow/profiles/tpu/slices.yaml" in refused
+
+
 def everything(project):
     """The content, and for results the time, of every file but stamps and Snakemake's own."""
     own = ("/.stamps/", "/.snakemake/", "/__pycache__/", "/.venv/")

@@ -8,6 +8,9 @@ from importlib import metadata
 
 import pytest
 
+from relu_sparsity.flops import training_flops
+from relu_sparsity.params_file import load_params
+
 
 def plan(project):
     return json.loads(project.run("relu_sparsity.cli", "plan", "--json"))
@@ -97,6 +100,29 @@ def test_tells_what_is_missing_resumed_exported_or_trained_again(project):
     assert again["action"].startswith("train baseline to step 12 again")
     assert again["cost"]["steps"] == 12
     assert planned["train/masked/seed0"]["action"] == "resume at step 24"
+
+
+def test_a_compacted_run_is_planned_as_narrow_as_its_mask(project):
+    folder = project.results / "runs/masked/seed0"
+    dims = json.loads((folder / "run.json").read_text())["trained_mlp_dims"]
+    whole = json.loads((folder / "run.json").read_text())["config"]["model"]["mlp_dims"]
+    assert sum(dims) < sum(whole)
+    shutil.rmtree(next((project.folder / "store/runs/smoke/masked/seed0").iterdir()))
+    (folder / "run.json").unlink()
+    planned = jobs(project)["train/masked/seed0"]
+    params = load_params(project.folder / "params.yaml", "smoke")
+    config = params.run("masked").config
+    assert planned["cost"]["flops"] == training_flops(
+        config, dims, first_step=config.mask.step, last_step=config.training.num_steps
+    )
+
+
+def test_what_a_power_cut_left_of_a_run_is_no_hindrance(project):
+    for path in (project.folder / "store/runs/smoke/lr_x1of3/seed0").glob("*/finished/run.json"):
+        path.write_text("")
+    for path in (project.folder / "store/runs/smoke/lr_x2of3/seed0").glob("*/throughput.csv"):
+        path.write_text("")
+    assert plan(project)["speed"]["measured_runs"] == 10
 
 
 def test_a_run_from_elsewhere_is_taken_over_if_it_is_the_same(finished, fresh, tmp_path):

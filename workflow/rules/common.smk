@@ -10,7 +10,6 @@ from relu_sparsity.errors import UserError
 from relu_sparsity.jobs import job_table
 from relu_sparsity.layout import RUN_FILES, Layout
 from relu_sparsity.paper.catalog import OWN_RUNS, PRUNING, TABLES, figures
-from relu_sparsity.params import MASKS
 from relu_sparsity.params_file import load_params
 from relu_sparsity.processes import stop_with_parent, use_huge_pages
 from relu_sparsity.tpu.setup import require_setup
@@ -18,6 +17,7 @@ from relu_sparsity.tpu.slices import load_slice_params
 from relu_sparsity.workflow import (
     call_this_environment,
     can_write,
+    check_config,
     critical_paths,
     hold_workflow_lock,
     is_dry_run,
@@ -41,12 +41,13 @@ if "DVC_ROOT" in os.environ:
 
 SLICES = config.get("slices")
 try:
+    check_config(config)
     PARAMS = load_params(Path("params.yaml"), config.get("scale"))
     LAYOUT = Layout(PARAMS.scale)
     # A dry run changes nothing but stamps.
     WORKFLOW_LOCK = None if is_dry_run(sys.argv) else hold_workflow_lock()
     JOBS = job_table(PARAMS, LAYOUT)
-    LAYOUT, TO_RUN = write_stamps(JOBS, LAYOUT)
+    LAYOUT, TO_RUN = write_stamps(JOBS, LAYOUT, is_dry=is_dry_run(sys.argv))
     if "--report" in sys.argv:
         from relu_sparsity.report import overview
 
@@ -75,6 +76,11 @@ def training_command(wildcards, threads, resources):
     """What trains: this machine, several nodes of a cluster, or a slice of its own."""
     if SLICES:
         return f"relu-sparsity tpu run --slices {SLICES}"
+    if resources.get("tpu_slices"):
+        raise WorkflowError(
+            "--config took the place of the profile's, which names the slices; allowed: --config "
+            f"scale={SCALE} slices=workflow/profiles/tpu/slices.yaml"
+        )
     if resources.get("mpi"):
         # SLURM's own variables for these are gone in such a job.
         size = f"--nodes={resources.nodes} --ntasks={resources.tasks} --cpus-per-task={threads}"

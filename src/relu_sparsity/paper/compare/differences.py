@@ -60,11 +60,6 @@ class TableChanges:
         layers = {layer for column in self.cells.values() for layer in column}
         return sorted(layers, key=lambda layer: (not layer.isdigit(), layer.zfill(4)))
 
-    @property
-    def num_cells(self) -> int:
-        """How many cells differ."""
-        return sum(map(len, self.cells.values()))
-
 
 @dataclass(frozen=True)
 class VerdictChange:
