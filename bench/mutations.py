@@ -1,6 +1,6 @@
 """Do the tests notice a broken line? A table of lines that a careless edit could break.
 
-    python bench/mutations.py                # half an hour
+    python bench/mutations.py                # half an hour to an hour
     python bench/mutations.py --only tri     # one of them, and again and again; the others stay
 
 Each line is broken in a copy of this checkout. There the test files that should notice it run until
@@ -296,12 +296,12 @@ MUTATIONS = {
         "lowest_other and use[0] <=", "lowest_other or use[0] <=", "paper/test_rules.py",
     ),
     "margin": Mutation(
-        "any significant loss is a collapse", "paper/rules.py",
+        "any significant loss is a collapse", "paper/run_rules.py",
         "holds and bool(end.mean() <= -margin", "holds and bool(end.mean() <= margin",
         "paper/test_rules.py",
     ),
     "mask_step": Mutation(
-        "the evaluation before the mask counts as one after it", "paper/rules.py",
+        "the evaluation before the mask counts as one after it", "paper/run_rules.py",
         "after = pairs.steps > _mask_step", "after = pairs.steps >= _mask_step",
         "paper/test_rules.py",
     ),
@@ -326,6 +326,47 @@ MUTATIONS = {
         "what trains runs with the server's settings of JAX, and not with the user's",
         "forkserver.py", "is_other = arguments[1] in TRAINING and ", "is_other = False and ",
         "test_forkserver.py",
+    ),
+    "dip": Mutation(
+        "units that come back count as turned off", "paper/run_rules.py",
+        "total[0] - early[-1], total[0] - total.min()",
+        "total[0] - early.min(), total[0] - total.min()", "paper/test_rules.py",
+    ),
+    "never": Mutation(
+        "a layer that never falls is before all others", "paper/run_rules.py",
+        "steps[dropped.argmax(axis=0)], np.inf)", "steps[dropped.argmax(axis=0)], -np.inf)",
+        "paper/test_rules.py",
+    ),
+    "ceiling": Mutation(
+        "where no unit is off, that none turns on is a finding", "paper/rules.py",
+        "if lowest < 100 - AT_LIMIT:", "if lowest < 1000 - AT_LIMIT:", "paper/test_rules.py",
+    ),
+    "arm": Mutation(
+        "an arm that fails decides nothing", "paper/verdicts.py",
+        "if not claim.is_test or run == claim.runs[0]:", "if claim.runs:", "paper/test_verdicts.py",
+    ),
+    "logits": Mutation(
+        "logits are rounded to the type of the computation", "model.py",
+        "                preferred_element_type=jnp.float32,\n", "", "test_model.py",
+    ),
+    "half_branch": Mutation(
+        "a branch counts as there before it is whole", "training/loop.py",
+        "        restored = branch.restore(step, self._whole_state)",
+        '        write_units(folder / "units.npz", {step: units})\n'
+        "        restored = branch.restore(step, self._whole_state)", "training/test_loop.py",
+    ),
+    "foreign": Mutation(
+        "results are published over somebody's files", "publication.py",
+        "if folder.exists() and not is_ours:", "if folder.is_file() and not is_ours:",
+        "test_publication.py",
+    ),
+    "accepted": Mutation(
+        "what was trained before an upgrade is freed with what is stale", "tidy.py",
+        'read_json(run.job.record).get("accepted", [])', "()", "test_tidy.py",
+    ),
+    "twice": Mutation(
+        "of a key that stands twice the last one counts", "schema.py",
+        "            if key.value in seen:", "            if key in seen:", "test_params.py",
     ),
     "one_program": Mutation(
         "runs of few steps keep every step", "training/loop.py",

@@ -18,6 +18,7 @@ from relu_sparsity.jobs import Job, job_table
 from relu_sparsity.layout import Layout
 from relu_sparsity.paper.catalog import FIGURES, TABLES
 from relu_sparsity.paper.figures import STYLE, draw_evidence, to_svg
+from relu_sparsity.paper.tables import note
 from relu_sparsity.paper.verdicts import VERDICTS, numbers_text
 from relu_sparsity.params import Params
 
@@ -90,7 +91,12 @@ def overview(params: Params, layout: Layout) -> dict[str, Any]:
                 for verdict in VERDICTS
             },
             "tables": [
-                {"name": name, "title": title, "rows": _rows(layout.table(name)[1])}
+                {
+                    "name": name,
+                    "title": title,
+                    "note": note(name, params),
+                    "rows": _rows(layout.table(name)[1]),
+                }
                 for name, title in TABLES.items()
             ],
             "figures": [

@@ -111,8 +111,14 @@ def test_several_seeds_have_a_band(tmp_path):
 def test_the_papers_values_are_hollow_marks(figure, loaded_runs, params, figure_paths):
     row = FIGURES[figure]
     for panel, axes in zip(row.panels, draw(row, loaded_runs, params).axes, strict=True):
-        (marks,) = axes.collections
+        marks, *ours = axes.collections
         assert marks.get_facecolor().size == 0
+        # The lines of the first steps do not end where the paper's values are taken.
+        assert len(ours) == (panel.span == "early")
+        for each in ours:
+            (history,) = loaded_runs[panel.runs[0]].values()
+            converged = 100 * history.at_convergence(panel.metric, 1000)
+            np.testing.assert_allclose(each.get_offsets()[:, 1], converged)
         paper = published_layers(panel.table, panel.runs[0], panel.metric)
         np.testing.assert_array_equal(marks.get_offsets()[:, 1], paper)
         low, high = axes.get_ylim()

@@ -49,6 +49,9 @@ WIDTHS = ("baseline", "width_x1of2", "width_x1of4")
 DEPTHS = ("width_x1of2", "depth_10", "depth_14")
 LEARNING_RATES = ("baseline", "lr_x2of3", "lr_x1of3", "lr_x5of3")
 
+# Sequences and tokens of the batch over which the paper takes its metrics (section 2.1).
+PAPER_BATCH = (16, 512)
+
 TABLE_RUNS = {
     "table1": ("baseline",),
     "table2": ("baseline",),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from relu_sparsity.paper import rules
+from relu_sparsity.paper import rules, run_rules
 from relu_sparsity.paper.catalog import DEPTHS, LEARNING_RATES, WIDTHS
 
 
@@ -125,7 +125,7 @@ CLAIMS = (
         "no layer's is before the last layer's, and its rank correlation with the layer is at "
         f"most {rules.TREND:g}. A layer that never falls so low is after all others; not decidable "
         "where half of the layers do not.",
-        rules.token_use_drops_from_the_top,
+        run_rules.token_use_drops_from_the_top,
         converged=False,
     ),
     Claim(
@@ -134,17 +134,17 @@ CLAIMS = (
         "The median use frequency drops in the same order, and layer 0 alone turns and rises.",
         "As for claim 9, with p50; and layer 0, and no other layer, ends at 1.5 times its lowest "
         "value or more, and at least 1 point above it.",
-        rules.median_drops_from_the_top,
+        run_rules.median_drops_from_the_top,
     ),
     Claim(
         11,
         "section 4.2, Figure 1",
         "Hardly any unit turns off in the first 1.6 warm-ups, a great many do afterwards.",
-        f"At the last measured step up to {rules.EARLY_WARMUPS:g} times the warm-up, batch use "
+        f"At the last measured step up to {run_rules.EARLY_WARMUPS:g} times the warm-up, batch use "
         "over all layers is lower than at step 0 by at most a quarter of its whole fall from step "
         "0 to its lowest; units that are on again by then do not count. Not decidable with fewer "
         "than 3 measured steps up to then, or where fewer than 10 % of the units ever turn off.",
-        rules.units_turn_off_late,
+        run_rules.units_turn_off_late,
         converged=False,
     ),
     Claim(
@@ -176,9 +176,9 @@ CLAIMS = (
         "every evaluation after the mask step that the mean is within the equivalence margin; "
         "the largest p counts, so no correction is needed. Not reproduced where a mean beyond "
         "the margin differs from zero significantly (Bonferroni over evaluations); not decidable "
-        f"otherwise, with less than {rules.MIN_MASKED:g} % of the units masked, or where a random "
-        "mask of the same size is equivalent at the end too.",
-        rules.masked_is_equivalent,
+        f"otherwise, with less than {run_rules.MIN_MASKED:g} % of the units masked, or where a "
+        "random mask of the same size is equivalent at the end too.",
+        run_rules.masked_is_equivalent,
         runs=("baseline", "masked"),
         converged=False,
         is_test=True,
@@ -188,7 +188,7 @@ CLAIMS = (
         "section 4.1.1",
         "About 30 % of all units are off at the mask step.",
         "The mask holds between 20 and 40 % of the units of all layers.",
-        rules.share_off_at_mask_step,
+        run_rules.share_off_at_mask_step,
         runs=("masked",),
         converged=False,
     ),
@@ -198,8 +198,8 @@ CLAIMS = (
         "A random mask of the same size makes performance collapse.",
         "Held-out accuracy at the end is lower with the random mask than without and than with "
         "the mask of unused units, each by at least the collapse margin, and by a paired one-sided "
-        f"t-test. Not decidable with less than {rules.MIN_MASKED:g} % of the units masked.",
-        rules.random_mask_collapses,
+        f"t-test. Not decidable with less than {run_rules.MIN_MASKED:g} % of the units masked.",
+        run_rules.random_mask_collapses,
         runs=("baseline", "masked", "random_masked"),
         is_test=True,
         converged=False,
@@ -220,7 +220,7 @@ CLAIMS = (
         "Round 2 performs substantially worse than round 1.",
         "Held-out accuracy at the end is lower by at least the round-2 margin, and by a paired "
         "one-sided t-test. Not decidable where round 1 uses more than 90 % of its units.",
-        rules.round2_is_worse,
+        run_rules.round2_is_worse,
         runs=_ROUNDS,
         is_test=True,
         converged=False,
@@ -254,7 +254,7 @@ CLAIMS = (
         "Held-out loss at the end is lower than at every other rate by at least the learning-rate "
         "margin, and by paired two-sided t-tests with Holm's correction. Not reproduced where "
         "another rate is as clearly better; a tie is not decidable.",
-        rules.base_rate_is_best,
+        run_rules.base_rate_is_best,
         runs=LEARNING_RATES,
         converged=False,
         is_test=True,
@@ -264,7 +264,7 @@ CLAIMS = (
         "section 5.2, Figure 3",
         "Wider models use a smaller fraction of their units, per token and per batch.",
         "Both, over all layers, rise from the full width to a half, and from there to a quarter.",
-        rules.wider_is_sparser,
+        run_rules.wider_is_sparser,
         runs=WIDTHS,
     ),
     Claim(
@@ -273,7 +273,7 @@ CLAIMS = (
         "Deeper models tend to use more units per batch, with no clear trend per token.",
         "Batch use over all layers is higher at the largest depth than at the smallest; token use "
         "does not move one way only by 20 % of its mean or more.",
-        rules.deeper_uses_more_per_batch,
+        run_rules.deeper_uses_more_per_batch,
         runs=DEPTHS,
     ),
     Claim(
@@ -281,7 +281,7 @@ CLAIMS = (
         "section 5.3, Figure 4",
         "In the 14-layer model a middle layer behaves like layer 0.",
         "Batch use of layer 0 and of a layer in the middle half is at most half of the median.",
-        rules.middle_layer_like_the_first,
+        run_rules.middle_layer_like_the_first,
         runs=("depth_14",),
     ),
     Claim(
@@ -299,9 +299,9 @@ CLAIMS = (
         "Batch use is stable after 7 % of training.",
         "From 7 % of the steps on, the mean over every convergence window's length of steps is "
         "within 5 points of the mean at convergence, in every layer. Not decidable where 7 % of "
-        f"the steps end before {rules.EARLY_WARMUPS:g} warm-ups (the paper's are 14), when by "
+        f"the steps end before {run_rules.EARLY_WARMUPS:g} warm-ups (the paper's are 14), when by "
         "claim 11 nothing has turned off yet.",
-        rules.stable_after_early_steps,
+        run_rules.stable_after_early_steps,
         converged=False,
     ),
     Claim(

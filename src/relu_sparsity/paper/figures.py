@@ -89,6 +89,9 @@ def to_svg(canvas: Canvas) -> str:
     return file.getvalue()
 
 
+_OURS = "ours at convergence"
+
+
 def draw_evidence(numbers: dict[str, Any], paper: dict[str, Any]) -> Canvas | None:
     """A claim's numbers, a small line for each list of measurements; the paper's are hollow.
 
@@ -181,7 +184,14 @@ def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params:
         if len(seeds) > 1:
             _draw_band(axes, steps, values[..., layer], color)
         ends[layer] = mean[-1, layer]
-    _draw_paper(axes, panel, panel.runs[0], len(ends) * [last_step], list(map(layer_color, ends)))
+    colors = list(map(layer_color, ends))
+    is_compared = _draw_paper(axes, panel, panel.runs[0], len(ends) * [last_step], colors)
+    if is_compared and panel.span == "early":
+        # What the paper's values compare with: the lines end before that.
+        window = params.runs[panel.runs[0]].config.metrics.convergence_window
+        of_seeds = [each.at_convergence(panel.metric, window) for each in seeds.values()]
+        ours = 100 * np.mean(of_seeds, axis=0)
+        axes.scatter(len(ours) * [last_step], ours, 14, c=colors, label=_OURS, clip_on=False)
     top = 100 if panel.metric in _FULL_RANGE_METRICS else None
     axes.set_ylim(bottom=0, top=top and 1.03 * top)
     axes.set_xlim(0, max(last_step, 1))
@@ -208,13 +218,14 @@ def _draw_band(axes: Axes, x: Any, values: Float[np.ndarray, "seeds points"], co
     axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
 
 
-def _draw_paper(axes: Axes, panel: Panel, run: str, x: Any, colors: list[Any]) -> None:
+def _draw_paper(axes: Axes, panel: Panel, run: str, x: Any, colors: list[Any]) -> bool:
+    """Marks the paper's values, where it has as many; returns whether it has."""
     values = published_layers(panel.table, run, panel.metric) if panel.table else []
-    if len(values) == len(colors):
-        label = f"paper at convergence (Table {panel.table})"
-        axes.scatter(
-            x, values, 14, facecolors="none", edgecolors=colors, label=label, clip_on=False
-        )
+    if len(values) != len(colors):
+        return False
+    label = f"paper at convergence (Table {panel.table})"
+    axes.scatter(x, values, 14, facecolors="none", edgecolors=colors, label=label, clip_on=False)
+    return True
 
 
 def _mark_steps(axes: Axes, run: str, params: "Params", end: int) -> None:

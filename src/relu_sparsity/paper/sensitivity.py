@@ -38,6 +38,7 @@ class Choice:
     Attributes:
       name: Its run.
       differs_in: What it does not share with the baseline.
+      seeds: How many there are of it.
       loss: Held-out loss at the end, in nats per token, the mean over seeds.
       accuracy: Held-out accuracy at the end, 0 to 1.
       layers: For each of `SHOWN_METRICS`, percent of a layer's units (or tokens) at convergence.
@@ -46,6 +47,7 @@ class Choice:
 
     name: str
     differs_in: str
+    seeds: int
     loss: float
     accuracy: float
     layers: dict[str, Float[np.ndarray, " layers"]]
@@ -81,7 +83,7 @@ def as_frame(choices: list[Choice]) -> pd.DataFrame:
             for layer, value in enumerate(values)
         }
         claims = {f"claim{number}": verdict for number, verdict in each.verdicts.items()}
-        head = {"choice": each.name, "differs_in": each.differs_in}
+        head = {"choice": each.name, "differs_in": each.differs_in, "seeds": each.seeds}
         rows.append({**head, "loss": each.loss, "accuracy": each.accuracy, **use, **claims})
     return pd.DataFrame(rows)
 
@@ -92,6 +94,7 @@ def as_markdown(choices: list[Choice], scale: str) -> str:
         {
             "Choice": each.name,
             "Differs in": each.differs_in or "–",
+            "Seeds": str(each.seeds),
             "Loss": f"{each.loss:.3f}",
             "Accuracy (%)": f"{100 * each.accuracy:.1f}",
             **{
@@ -137,6 +140,7 @@ def _choice(
     return Choice(
         name=run.name,
         differs_in=difference(params, run),
+        seeds=len(seeds),
         loss=float(np.mean([each.eval_loss[-1].mean() for each in seeds.values()])),
         accuracy=float(np.mean([each.eval_accuracy[-1].mean() for each in seeds.values()])),
         layers={metric: _layers(results, metric) for metric in SHOWN_METRICS},

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from relu_sparsity.files import write_text
-from relu_sparsity.paper.catalog import LEARNING_RATES, TABLE_RUNS, TABLES
+from relu_sparsity.paper.catalog import LEARNING_RATES, PAPER_BATCH, TABLE_RUNS, TABLES
 from relu_sparsity.paper.extract import LAYER_METRICS, over_all_units
 from relu_sparsity.paper.history import RunHistory, load_runs
 from relu_sparsity.paper.published import published
@@ -89,13 +89,28 @@ def write_table(params: "Params", layout: "Layout", table: str) -> None:
     texts = {
         "csv": frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
         "md": f"**Table {table.removeprefix('table')}. {TABLES[table]}.** Ours, with the paper's "
-        "in parentheses.\n\n"
+        f"in parentheses. {note(table, params)}\n\n"
         + display.to_markdown(index=False, disable_numparse=True, stralign="right")
         + "\n",
         "tex": to_latex(display),
     }
     for path in layout.table(table):
         write_text(path, texts[path.suffix.removeprefix(".")])
+
+
+def note(table: str, params: "Params") -> str:
+    """What a reader has to know of a table's numbers: of how many seeds, and over which batches.
+
+    Batch use grows with the batch, so it compares only with the paper's where that is as large.
+    """
+    training = params.defaults.training
+    seeds = {len(params.runs[run].seeds) for run in TABLE_RUNS[table] if run in params.runs}
+    several = max(seeds, default=1)
+    spread = f"Means ± standard deviations over {several} seeds. " if several > 1 else ""
+    return (
+        f"{spread}A batch has {training.per_device_batch_size} sequences of {training.seq_len} "
+        f"tokens; the paper's {PAPER_BATCH[0]} of {PAPER_BATCH[1]}, and more tokens use more units."
+    )
 
 
 def _learning_rate_columns(params: "Params") -> tuple[Column, ...]:
