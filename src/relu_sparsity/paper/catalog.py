@@ -141,6 +141,8 @@ class Figure:
             shown = f"one line per layer over the steps of {RUN_TITLES.get(run, f'the run {run}')}"
         tables = dict.fromkeys(f"Table {panel.table}" for panel in self.panels if panel.table)
         hollow = f" Hollow: the paper at convergence ({', '.join(tables)})." if tables else ""
+        if tables and any(panel.span == "early" for panel in self.panels):
+            hollow += " Filled: ours then."
         note = f" {self.note}" if self.note else ""
         return (
             f"{self.title}: {shown}, in percent. Mean over seeds, with a band of one standard "
