@@ -263,10 +263,10 @@ class ClaimsParams(Section):
     """Masking changes nothing (claim 14) if accuracy differs by less; a fraction of the tokens."""
     collapse_margin: PositiveFloat = 0.05
     """A random mask makes accuracy collapse (claim 16) if it costs at least this; a fraction of
-    the tokens. Ten times what counts as nothing, unless set; always more than that."""
+    the tokens. More than `equivalence_margin`; the default is ten times that one's."""
     round2_margin: PositiveFloat = 0.01
     """Round 2 is substantially worse (claim 18) if it costs at least this; a fraction of the
-    tokens. Twice what counts as nothing, unless set; always more than that."""
+    tokens. More than `equivalence_margin`; the default is twice that one's."""
     learning_rate_margin: PositiveFloat = 0.01
     """A learning rate is better than the base rate (claim 21) only by more than this; nats."""
 

@@ -89,9 +89,6 @@ def to_svg(canvas: Canvas) -> str:
     return file.getvalue()
 
 
-_OURS = "ours at convergence"
-
-
 def draw_evidence(numbers: dict[str, Any], paper: dict[str, Any]) -> Canvas | None:
     """A claim's numbers, a small line for each list of measurements; the paper's are hollow.
 
@@ -191,7 +188,8 @@ def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params:
         window = params.runs[panel.runs[0]].config.metrics.convergence_window
         of_seeds = [each.at_convergence(panel.metric, window) for each in seeds.values()]
         ours = 100 * np.mean(of_seeds, axis=0)
-        axes.scatter(len(ours) * [last_step], ours, 14, c=colors, label=_OURS, clip_on=False)
+        label = "ours at convergence"
+        axes.scatter(len(ours) * [last_step], ours, 14, c=colors, label=label, clip_on=False)
     top = 100 if panel.metric in _FULL_RANGE_METRICS else None
     axes.set_ylim(bottom=0, top=top and 1.03 * top)
     axes.set_xlim(0, max(last_step, 1))
