@@ -163,10 +163,13 @@ def keep_trained_runs(params: Params, layout: Layout) -> None:
     Tells on standard error which of them are not those of the parameters, and why.
     """
     digests = remembered_digests(layout)
+    runs_by_reason: dict[str, list[str]] = defaultdict(list)
     for run in resolve_all(params, layout):
         run.keep_results()
-        if run.job.record.is_file() and (why := run.job.problems(digests)):
-            print(f"{run.folder}: {'; '.join(why)}", file=sys.stderr)
+        if run.job.record.is_file() and (problems := run.job.problems(digests)):
+            runs_by_reason["; ".join(problems)].append(os.fspath(run.folder))
+    for reason, folders in runs_by_reason.items():
+        print(f"{', '.join(folders)}: {reason}", file=sys.stderr)
 
 
 def current_stages(jobs: Mapping[str, Job], digests: Digests) -> Iterator[str]:

@@ -175,8 +175,10 @@ def test_a_tokenizer_of_other_parameters_is_noticed(project):
     tokenizer = project.results / "data/tokenizer.model"
     before = tokenizer.read_bytes()
     project.edit(lambda document: document["scales"]["smoke"]["tokenizer"].update(vocab_size=500))
-    project.snakemake("results/smoke/data/tokenizer.model")
+    output = project.snakemake("results/smoke/data/tokenizer.model")
     assert tokenizer.read_bytes() != before
+    [reason] = re.findall(".*runs/baseline/seed0.*: tokenizer.vocab_size: 400 -> 500.*", output)
+    assert "runs/depth_14/seed0" in reason, "what is true of many runs is said once"
     project.edit(lambda document: document["scales"]["smoke"]["tokenizer"].update(vocab_size=400))
     output = project.run("relu_sparsity.cli", "train", "--run", "extra", status=1)
     assert "run 'extra' is not in params.yaml" in output
