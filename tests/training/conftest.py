@@ -1,5 +1,6 @@
 """A real run on real text that trains in a second."""
 
+import jax
 import pytest
 
 from relu_sparsity.data import sources
@@ -15,6 +16,18 @@ from relu_sparsity.params import (
 from relu_sparsity.training.job import TrainingJob
 
 DATA = DataParams(packages=("optax",), heldout_fraction=0.2)
+
+
+@pytest.fixture(autouse=True)
+def compile_without_most_optimizations(request):
+    """Small programs take longer to compile than to run.
+
+    `optimized` marks the tests that compare the bits of two programs, which optimizations may tell
+    apart.
+    """
+    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.keywords)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

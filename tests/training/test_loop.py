@@ -185,6 +185,7 @@ def test_a_run_that_goes_on_from_another_kind_of_device_says_so(make_job, tmp_pa
     assert "goes on at step 7, on cpu, from what its parent has become on TPU v2" in caplog.text
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("step", [6, 7])
 def test_a_branch_changes_no_bit_of_the_run_that_it_leaves(
     make_job, written, tmp_path, step, programs
@@ -256,6 +257,7 @@ def programs(request, monkeypatch):
         monkeypatch.setattr(loop, "_STEPS_OF_ONE_PROGRAM", 0)
 
 
+@pytest.mark.optimized
 def test_a_program_that_only_measures_when_due_gives_the_same_history(make_job, monkeypatch):
     one = train(make_job("one"), num_devices=1)
     monkeypatch.setattr(loop, "_STEPS_OF_ONE_PROGRAM", 0)
@@ -310,6 +312,7 @@ def test_masking_what_a_batch_does_not_use_changes_nothing_on_that_batch(
     np.testing.assert_allclose(masked.training[7], parent.training[7], rtol=1e-6)
 
 
+@pytest.mark.optimized
 def test_a_replayed_branch_is_the_branch_of_the_whole_run(make_job, tmp_path):
     whole, replayed = tmp_path / "whole_branch", tmp_path / "replayed_branch"
     train(make_job("whole", branches={7: whole}), num_devices=1)

@@ -104,6 +104,7 @@ def test_gradients_are_clipped_by_their_global_norm():
         np.testing.assert_allclose(updates["b"], expected["b"], rtol=1e-6)
 
 
+@pytest.mark.optimized
 def test_measuring_changes_nothing_of_the_update(config):
     steps = make_steps(config, vocab_size=400, mesh=make_mesh(1))
     rows = np.random.default_rng(0).integers(0, 400, (8, 17)).astype(np.int32)
@@ -184,6 +185,7 @@ def test_the_seed_decides_the_initial_parameters(config):
     assert not all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
 
 
+@pytest.mark.optimized
 def test_the_initial_parameters_are_those_of_a_program_with_all_optimizations(config):
     steps = make_steps(config, vocab_size=400, mesh=make_mesh(1))
     whole = jax.jit(steps.init.__wrapped__)
