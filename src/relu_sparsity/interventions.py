@@ -36,12 +36,16 @@ def random_mask(
 
 
 def used_widths(used: LayerUnits, *, multiple_of: int = 1) -> list[int]:
-    """The widths of round 2: what each layer used in round 1 (section 4.4, Table 4).
+    """The widths of layers that hold what is used of wider ones.
+
+    Those of round 2 are what each layer used in round 1's last batch (section 4.4, Table 4); those
+    of a masked model that is trained without its masked units are what its mask keeps.
 
     Args:
-      used: The units that round 1 used in its last batch.
-      multiple_of: Widths are rounded up to a multiple of this, but never beyond round 1's width. A
-        layer that used nothing keeps one unit (or one multiple), as a layer cannot be empty.
+      used: The units that are used, of each layer.
+      multiple_of: Widths are rounded up to a multiple of this, but never beyond the whole layer, as
+        hardware multiplies matrices in tiles. A layer that uses nothing keeps one unit (or one
+        multiple), as a layer cannot be empty.
     """
     return [
         min(layer.size, multiple_of * max(1, -(-int(layer.sum()) // multiple_of))) for layer in used

@@ -14,6 +14,7 @@ from etils import epath
 from relu_sparsity.counts import counted
 from relu_sparsity.durations import duration
 from relu_sparsity.flops import described_flops_per_token, training_flops
+from relu_sparsity.interventions import used_widths
 from relu_sparsity.jobs import Job, job_table
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import MASKS, Params, RunConfig
@@ -242,15 +243,9 @@ def _widths(run: Run, digests: Digests) -> Sequence[int]:
         return json.loads(run.intervention_file.read_text(encoding="utf-8"))["mlp_dims"]
     if not run.config.mask.compact:
         return run.config.model.mlp_dims
-    with np.load(run.intervention_file) as kept:
-        counts = [max(1, int(kept[f"layer{k}"].sum())) for k in range(run.config.model.num_layers)]
-    # As `Compaction` rounds them, which is JAX's.
-    multiple = run.config.mask.width_multiple_of
-    whole = run.config.model.mlp_dims
-    return [
-        min(width, -(-count // multiple) * multiple)
-        for width, count in zip(whole, counts, strict=True)
-    ]
+    with np.load(run.intervention_file) as masks:
+        kept = [masks[f"layer{k}"] for k in range(run.config.model.num_layers)]
+    return used_widths(kept, multiple_of=run.config.mask.width_multiple_of)
 
 
 def _cost(

@@ -34,6 +34,13 @@ def test_runs_are_found_by_name_and_seed(runs):
     assert run.params.model.mlp_dims == tuple(run.record["config"]["model"]["mlp_dims"])
 
 
+def test_a_run_says_what_it_was_trained_on(runs):
+    trained_on = runs["round2", 1].record["environment"]
+    assert (trained_on["device_kind"], trained_on["num_devices"]) == ("cpu", 1)
+    # As Snakemake gives it `resources.threads`, whatever the machine has.
+    assert trained_on["cpu_threads"] == 1
+
+
 @pytest.mark.parametrize("key", [("round2", 0), "baseline", ["baseline", 0]])
 @pytest.mark.parametrize("kind", [KeyError, UserError])
 def test_a_run_that_is_not_there_is_told_with_those_that_are(runs, key, kind):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from relu_sparsity.interventions import LayerUnits, used_widths
 from relu_sparsity.model import KeptUnits, split_by_stack
 
 # The axis of each layer's parameter that is as long as the layer is wide.
@@ -34,21 +35,22 @@ class Compaction:
       mlp_dims: The number of `units` of each layer.
     """
 
-    def __init__(self, kept: Sequence[Bool[np.ndarray, " _mlp"]], *, multiple_of: int = 1) -> None:
+    def __init__(self, kept: LayerUnits, *, multiple_of: int = 1) -> None:
         """Chooses the units.
 
         Args:
           kept: For each layer, the units that the mask keeps.
-          multiple_of: Widths are rounded up to a multiple of this, but never beyond the whole
-            layer, as hardware multiplies matrices in tiles. A layer has one unit at least.
+          multiple_of: Widths are rounded up to a multiple of this, as `used_widths` does.
         """
         self._whole_mlp_dims = [layer.size for layer in kept]
-        self.units = [_trained_units(layer, multiple_of) for layer in kept]
+        self.mlp_dims = used_widths(kept, multiple_of=multiple_of)
+        self.units = [
+            _trained_units(layer, width) for layer, width in zip(kept, self.mlp_dims, strict=True)
+        ]
         self.unit_masks = [layer[units] for layer, units in zip(kept, self.units, strict=True)]
         self.positions = [
             _positions(units, layer.size) for layer, units in zip(kept, self.units, strict=True)
         ]
-        self.mlp_dims = [units.size for units in self.units]
 
     def kept_units(self) -> list[KeptUnits]:
         """What each stack of the trained part keeps, and where in the whole model it lies."""
@@ -102,9 +104,7 @@ class Compaction:
         return _by_stack(layers, rest, whole, self._whole_mlp_dims)
 
 
-def _trained_units(kept: Bool[np.ndarray, " mlp"], multiple_of: int) -> Int[np.ndarray, " units"]:
-    num_kept = max(1, int(kept.sum()))
-    width = min(kept.size, -(-num_kept // multiple_of) * multiple_of)
+def _trained_units(kept: Bool[np.ndarray, " mlp"], width: int) -> Int[np.ndarray, " {width}"]:
     kept_first = np.argsort(~kept, kind="stable")
     return np.sort(kept_first[:width])
 

@@ -5,6 +5,7 @@ Every process of a run calls these functions; the first one writes.
 
 import logging
 import math
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -189,5 +190,7 @@ def _describe(run: Run, job: TrainingJob) -> dict[str, Any]:
             "jax": jax.__version__,
             "device_kind": jax.devices()[0].device_kind,
             "num_devices": jax.device_count(),
+            # On a CPU they decide last bits, as XLA splits its sums by them; not in a fingerprint.
+            "cpu_threads": int(os.environ.get("NPROC") or os.cpu_count() or 1),
         },
     }
