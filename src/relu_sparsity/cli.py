@@ -199,16 +199,16 @@ def status(
         print("params.yaml no longer has, see 'relu-sparsity tidy':", *removed)
 
 
-@app.command()
-def tokenizer(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Build the data set; train the tokenizer on it, or copy the given one."""
-    _perform(params_file, scale, "tokenizer")
+def _job(name: str, told: str) -> None:
+    """Adds the command of a job that takes no other options."""
+
+    @app.command(name, help=told)
+    def make(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
+        _perform(params_file, scale, name)
 
 
-@app.command()
-def data(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Describe the data set and the tokenizer by their content, in manifest.json."""
-    _perform(params_file, scale, "data")
+_job("tokenizer", "Build the data set; train the tokenizer on it, or copy the given one.")
+_job("data", "Describe the data set and the tokenizer by their content, in manifest.json.")
 
 
 @app.command()
@@ -293,16 +293,8 @@ def tables(
     _perform(params_file, scale, *chosen("table", table, TABLES))
 
 
-@app.command()
-def pruning(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Write what leaving masked units out of the model saves, in FLOPs and in time."""
-    _perform(params_file, scale, "pruning")
-
-
-@app.command()
-def own(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Write the table of your own runs: those of params.yaml that are not the paper's."""
-    _perform(params_file, scale, "own")
+_job("pruning", "Write what leaving masked units out of the model saves, in FLOPs and in time.")
+_job("own", "Write the table of your own runs: those of params.yaml that are not the paper's.")
 
 
 @app.command()
@@ -320,28 +312,10 @@ def figures(
     _perform(params_file, scale, *chosen("figure", figure, allowed))
 
 
-@app.command()
-def claims(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Decide the paper's 27 claims."""
-    _perform(params_file, scale, "claims")
-
-
-@app.command()
-def summary(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Sum up every run's loss and batch use, and the verdicts, for `dvc metrics`."""
-    _perform(params_file, scale, "summary")
-
-
-@app.command()
-def sensitivity(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Tell which claims of the baseline hang on which choice that the paper leaves open."""
-    _perform(params_file, scale, "sensitivity")
-
-
-@app.command()
-def report(scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS) -> None:
-    """Write the self-contained HTML report of everything. The workflow's last job."""
-    _perform(params_file, scale, "report")
+_job("claims", "Decide the paper's 27 claims.")
+_job("summary", "Sum up every run's loss and batch use, and the verdicts, for `dvc metrics`.")
+_job("sensitivity", "Tell which of the baseline's claims hang on what the paper leaves open.")
+_job("report", "Write the self-contained HTML report of everything. The workflow's last job.")
 
 
 @app.command(hidden=True)

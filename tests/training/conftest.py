@@ -25,9 +25,13 @@ def compile_without_most_optimizations(request):
     `optimized` marks the tests that compare the bits of two programs, which optimizations may tell
     apart.
     """
-    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.keywords)
+    if "optimized" in request.keywords:
+        yield
+        return
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
