@@ -6,7 +6,7 @@
 #   workflow/offline.sh run SCALE SECONDS    there, in a copy of this folder: sets up, goes on for so
 #                                            long, saves. Again and again, until it says "done"
 #
-# The last call publishes: published/SCALE/ and offline/SCALE.tar.gz, which has it and the bench, are
+# The last call publishes: offline/SCALE.tar.gz, which has published/SCALE/ and results/bench/, is
 # what to bring back. The two machines need the same version of Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."

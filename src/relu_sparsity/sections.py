@@ -188,7 +188,7 @@ class TrainingParams(Section):
     """Sequences of the paper's device batch: the group over which per-batch use is taken, whatever
     number of devices really shares the global batch. Divides `global_batch_size`. Paper: 16."""
     global_batch_size: PositiveInt = 512
-    """Sequences of an update. Paper: 512 (16 on each of 32 cores)."""
+    """Sequences of an update. Not in the paper: 16 on each of the 32 cores of its v2-32."""
     eval_every_steps: PositiveInt = 10_000
     """Steps between evaluations on held-out text. Not in the paper."""
     eval_sequences: PositiveInt = 1024

@@ -76,7 +76,8 @@ def verify(
 ) -> None:
     """Compare your results with published ones: every number, every verdict.
 
-    Ends with status 1 where one is farther away than seeds are from each other.
+    Ends with status 1 if a number is farther away than seeds are from each other, a verdict is
+    another, or a run is missing.
     """
     from relu_sparsity.publication import verify
 
