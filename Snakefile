@@ -34,7 +34,11 @@ report: "workflow/report/overview.rst"
 
 
 onstart:
-    dag_view.expect(PARAMS, workflow.nodes or workflow.cores // PARAMS.resources.threads)
+    dag_view.expect(
+        PARAMS,
+        workflow.nodes or workflow.cores // PARAMS.resources.threads,
+        [(job.rule.name, job.wildcards_dict) for job in workflow.dag.needrun_jobs()],
+    )
     if SLICE_PARAMS:
         require_setup(SLICE_PARAMS, PARAMS)
     keep_trained_runs(PARAMS, LAYOUT)

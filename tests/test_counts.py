@@ -1,6 +1,6 @@
 import pytest
 
-from relu_sparsity.counts import counted
+from relu_sparsity.counts import counted, span
 
 
 @pytest.mark.parametrize(
@@ -8,3 +8,10 @@ from relu_sparsity.counts import counted
 )
 def test_one_is_singular(number, told):
     assert counted(number, "run") == told
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"), [([256, 256], "256"), ((64, 2048, 128), "64 to 2,048"), ([3], "3")]
+)
+def test_numbers_that_differ_are_told_from_the_least_to_the_largest(numbers, told):
+    assert span(numbers) == told

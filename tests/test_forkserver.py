@@ -150,6 +150,22 @@ def test_where_the_system_has_no_process_left_only_that_job_starts_by_itself(tmp
         served.stop()
 
 
+def test_an_editors_lock_in_the_code_ends_nobody_elses_job(tmp_path):
+    """Emacs's is a link that leads nowhere. While it is there, jobs start by themselves."""
+    served = Served(tmp_path)
+    try:
+        client, job = served.start_waiting(tmp_path)
+        (served.source / "relu_sparsity" / ".#runs.py").symlink_to("me@host.1:2")
+        other = served.start("figures", "--figure", "fig99")
+        assert "figure 'fig99' is not one of" in other.communicate(timeout=60)[1]
+        assert served.server.poll() is None
+        assert Path(f"/proc/{job}").exists()
+        client.kill()
+        client.communicate(timeout=60)
+    finally:
+        served.stop()
+
+
 def test_a_client_that_is_gone_when_it_is_refused_ends_nobody_else(served):
     request = json.dumps([["relu-sparsity", "train"], str(ROOT), {"OTHER": "environment"}])
     for _ in range(3):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -7,12 +8,14 @@ from paper_runs import write_paper_results
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
-from relu_sparsity.paper.catalog import TABLES
+from relu_sparsity.jobs import job_table
+from relu_sparsity.paper.catalog import PRUNING, TABLES
 from relu_sparsity.paper.figures import write_figure
 from relu_sparsity.paper.summary import write_summary
 from relu_sparsity.paper.tables import write_table
 from relu_sparsity.paper.verdicts import write_claims
-from relu_sparsity.publication import publish, verify
+from relu_sparsity.provenance import record_keys
+from relu_sparsity.publication import PUBLISHED_METRICS, publish, verify
 
 
 @pytest.fixture
@@ -23,17 +26,37 @@ def scale(tmp_path):
         write_table(params, layout, table)
     for figure in ("fig01", "fig02", "fig03", "fig04"):
         write_figure(params, layout, figure)
+    for path in layout.table(PRUNING):
+        write_text(path, "savings")
     write_claims(params, layout)
     write_summary(params, layout)
+    record_all(params, layout)
     return params, layout
 
 
-def edit_metrics(layout, run, seeds, change):
+def record_all(params, layout):
+    """All results that are there are those of the parameters."""
+    for job in job_table(params, layout).values():
+        if all(path.is_file() for path in job.outputs):
+            told = read_json(job.record) if job.record.is_file() else {}
+            write_json(job.record, told | record_keys(job.fingerprint, job.outputs))
+
+
+def with_weight_decay(params, run, weight_decay):
+    chosen = params.runs[run]
+    optimizer = chosen.config.optimizer.model_copy(update={"weight_decay": weight_decay})
+    config = chosen.config.model_copy(update={"optimizer": optimizer})
+    runs = params.runs | {run: chosen.model_copy(update={"config": config})}
+    return params.model_copy(update={"runs": runs})
+
+
+def edit_metrics(params, layout, run, seeds, change):
     for seed in seeds:
         path = layout.run(run, seed) / "metrics.json"
         metrics = read_json(path)
         change(metrics)
         write_json(path, metrics)
+    record_all(params, layout)
 
 
 def test_what_is_published_is_verified(scale, tmp_path):
@@ -64,9 +87,9 @@ def test_a_number_beyond_the_spread_of_seeds_is_named(scale, tmp_path):
     def shift(metrics, by):
         metrics["loss"] += by
 
-    edit_metrics(layout, "baseline", (0, 1), lambda metrics: shift(metrics, near))
+    edit_metrics(params, layout, "baseline", (0, 1), lambda metrics: shift(metrics, near))
     assert verify(params, layout, tmp_path / "published").passed
-    edit_metrics(layout, "baseline", (0, 1), lambda metrics: shift(metrics, 0.3 * near))
+    edit_metrics(params, layout, "baseline", (0, 1), lambda metrics: shift(metrics, 0.3 * near))
     found = verify(params, layout, tmp_path / "published")
     assert [(each.run, each.layer, each.metric) for each in found.deviations] == [
         ("baseline", "all", "loss")
@@ -85,7 +108,7 @@ def test_a_unit_more_where_seeds_had_none_is_no_deviation(scale, tmp_path):
                 metrics[layer]["turned_on"] = share
 
         for name, run in params.paper_runs.items():
-            edit_metrics(layout, name, run.seeds, change)
+            edit_metrics(params, layout, name, run.seeds, change)
 
     turn_on(0.0)
     publish(params, layout, tmp_path / "published")
@@ -105,6 +128,8 @@ def test_another_verdict_and_a_missing_run_are_named(scale, tmp_path):
     write_text(layout.results / "claims.json", json.dumps(claims))
     for seed in (0, 1):
         (layout.run("depth_10", seed) / "metrics.json").unlink()
+        layout.record(layout.run("depth_10", seed) / "metrics.json").unlink()
+    record_all(params, layout)
     found = verify(params, layout, tmp_path / "published")
     assert found.verdicts == {3: ("not decidable", "reproduced")}
     assert found.missing == ["depth_10"]
@@ -114,12 +139,10 @@ def test_another_verdict_and_a_missing_run_are_named(scale, tmp_path):
 def test_other_parameters_are_told_but_not_other_seeds(scale, tmp_path):
     params, layout = scale
     publish(params, layout, tmp_path / "published")
-    run = params.runs["baseline"]
-    optimizer = run.config.optimizer.model_copy(update={"weight_decay": 0.3})
-    config = run.config.model_copy(update={"optimizer": optimizer})
-    other = run.model_copy(update={"config": config})
-    runs = params.runs | {"baseline": other, "depth_10": other.model_copy(update={"seeds": (7,)})}
-    edited = params.model_copy(update={"runs": runs})
+    edited = with_weight_decay(with_weight_decay(params, "baseline", 0.3), "depth_10", 0.3)
+    runs = edited.runs | {"depth_10": edited.runs["depth_10"].model_copy(update={"seeds": (7,)})}
+    edited = edited.model_copy(update={"runs": runs})
+    record_all(edited, layout)
     found = verify(edited, layout, tmp_path / "published")
     assert "baseline, depth_10: optimizer.weight_decay: 0.3, published 0.1" in found.parameters
     assert not any("seeds" in line for line in found.parameters)
@@ -130,6 +153,7 @@ def test_a_published_sensitivity_stays_until_there_is_another(scale, tmp_path):
     folder = tmp_path / "published"
     for path in layout.sensitivity:
         write_text(path, "first")
+    record_all(params, layout)
     assert not publish(params, layout, folder).kept
     for path in layout.sensitivity:
         path.unlink()
@@ -141,10 +165,61 @@ def test_a_published_sensitivity_stays_until_there_is_another(scale, tmp_path):
     publish(params, layout, folder)
     assert (folder / "sensitivity.md").read_text() == told
     assert set(again.kept) < set(again.files)
-    write_text(layout.sensitivity[0], "second")
+    # A new one counts when it is whole, and of the parameters.
+    for path in layout.sensitivity:
+        write_text(path, "second")
+    assert len(publish(params, layout, folder).kept) == 3
+    record_all(params, layout)
     assert not publish(params, layout, folder).kept
-    assert (folder / "sensitivity.csv").read_text() == "second"
-    assert not (folder / "sensitivity.md").exists()
+    assert (folder / "sensitivity.md").read_text() == "second"
+
+
+def test_results_of_other_parameters_are_neither_published_nor_verified(scale, tmp_path):
+    params, layout = scale
+    folder = tmp_path / "published"
+    publish(params, layout, folder)
+    before = (folder / "params.yaml").read_text()
+    edited = with_weight_decay(params, "lr_x1of3", 0.3)
+    for attempt in (publish, verify):
+        with pytest.raises(UserError, match=r"(?s)lr_x1of3.*make reproduce SCALE=test.*0.1 -> 0.3"):
+            attempt(edited, layout, folder)
+    assert (folder / "params.yaml").read_text() == before
+
+
+def test_only_what_publish_wrote_is_replaced(scale, tmp_path):
+    params, layout = scale
+    folder = tmp_path / "published"
+    publish(params, layout, folder)
+    for name in ("NOTES.md", "tables/by_hand.csv", "mine/figure.svg"):
+        write_text(folder / name, "years")
+    write_text(folder / "tables/own_runs.csv", "of a run that is gone")
+    write_text(layout.results / "tables/own_runs.csv", "of a run that is gone")
+    written = publish(params, layout, folder)
+    for name in ("NOTES.md", "tables/by_hand.csv", "mine/figure.svg"):
+        assert (folder / name).read_text() == "years"
+    assert folder / "tables/own_runs.csv" not in written.files
+
+
+def test_single_numbers_that_are_missing_are_named(scale, tmp_path):
+    params, layout = scale
+    publish(params, layout, tmp_path / "published")
+
+    def drop(metrics):
+        del metrics["layer3"]
+
+    edit_metrics(params, layout, "depth_14", (0, 1), drop)
+    found = verify(params, layout, tmp_path / "published")
+    assert not found.passed
+    assert "depth_14, layer 3: batch_use" in found.missing
+    assert len(found.missing) == len(PUBLISHED_METRICS)
+    assert any(line.startswith("There are no results of depth_14") for line in found.lines())
+
+
+def test_other_seeds_of_a_run_tell_how_wide_it_is(scale, tmp_path):
+    params, layout = scale
+    publish(params, layout, tmp_path / "published")
+    shutil.rmtree(layout.run("baseline", 0))
+    assert verify(params, layout, tmp_path / "published").numbers
 
 
 def test_what_is_no_folder_of_published_results_is_not_touched(scale, tmp_path):
@@ -163,11 +238,14 @@ def test_only_whole_results_are_published_and_what_is_there_stays(scale, tmp_pat
     params, layout = scale
     publish(params, layout, tmp_path / "published")
     (layout.run("masked", 1) / "run.json").unlink()
-    with pytest.raises(UserError, match=r"masked/seed1/run.json: is missing; make all results"):
+    told = r"(?s)run 'make reproduce SCALE=test' first.*masked/seed1/run.json: is missing"
+    with pytest.raises(UserError, match=told):
         publish(params, layout, tmp_path / "published")
     assert (tmp_path / "published/claims.md").is_file()
     with pytest.raises(UserError, match=r"nowhere/metrics.csv: is missing"):
         verify(params, layout, tmp_path / "nowhere")
-    (layout.results / "claims.json").unlink()
+    shutil.rmtree(layout.run("masked", 1))
+    for path in (*layout.claims, layout.record(layout.claims[0])):
+        path.unlink()
     with pytest.raises(UserError, match=r"claims.json: is missing; .*: make reproduce SCALE="):
         verify(params, layout, tmp_path / "published")

@@ -78,6 +78,14 @@ def test_the_first_page_says_what_verdicts_at_the_scale_mean(scale, page):
     assert "only those of the paper's size can say whether the paper is right" in first
 
 
+def test_layers_of_different_width_are_told_from_the_narrowest_to_the_widest(scale):
+    params, layout = scale
+    model = params.defaults.model.model_copy(update={"mlp_dim": (256, 128, 64, 64, 64, 2048)})
+    defaults = params.defaults.model_copy(update={"model": model})
+    ragged = overview(params.model_copy(update={"defaults": defaults}), layout)
+    assert (ragged["num_layers"], ragged["widths"]) == (6, "64 to 2,048")
+
+
 def test_figures_1_and_2_and_table_1_come_before_the_claims(scale, page):
     _, layout = scale
     (figures,) = of_class(page, "figures")

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from relu_sparsity import status
+from relu_sparsity.files import write_json
 from relu_sparsity.layout import Layout
 from relu_sparsity.params_file import load_params
 from relu_sparsity.runs import removed_results, resolve
@@ -43,6 +45,9 @@ KNOWN = {
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
+    # There are no results of one's own runs here.
+    shutil.copy("params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
     params = load_params(Path("params.yaml"), "smoke")
     return resolve(params, Layout("smoke"), "baseline", 0).store
 
@@ -120,6 +125,16 @@ def test_a_finished_run(store):
     (store.finished / "run.json").write_text("{}")
     told = of_baseline()
     assert (told.state, told.step, told.loss) == ("finished", 500, 3.25)
+
+
+def test_a_run_whose_results_alone_are_there_is_finished(store):
+    """As in a clone after `dvc pull`, or where the store was freed."""
+    run = resolve(load_params(Path("params.yaml"), "smoke"), Layout("smoke"), "baseline", 0)
+    record = {"made_from": run.job.fingerprint.as_json(), "sha256": {}}
+    write_json(run.job.record, record | {"fingerprint": "of other parameters"})
+    assert of_baseline().state == "not started"
+    write_json(run.job.record, record | {"fingerprint": run.job.fingerprint.hash})
+    assert (of_baseline().state, of_baseline().step) == ("finished", 500)
 
 
 @pytest.mark.parametrize(("loss", "told"), [(6.45, "6.4500, as unigrams"), (6.3, "6.3000")])

@@ -93,9 +93,9 @@ def test_adopts_a_whole_run_and_no_other(store, tmp_path):
         store.adopt(elsewhere)
     assert not store.is_finished()
     (elsewhere / "unit_use.csv").write_text("unit_use.csv")
-    store.adopt(elsewhere)
+    assert store.adopt(elsewhere)
     assert store.is_finished()
-    store.adopt(elsewhere)  # It has the run: nothing to do.
+    assert not store.adopt(elsewhere), "it has the run: nothing to do"
     assert [path.name for path in store.folder.iterdir()] == ["finished"]
 
 
@@ -119,6 +119,15 @@ def test_a_file_system_without_locks_is_not_another_process(store, monkeypatch):
     ):
         pass
     assert time.monotonic() - began < 30, "there is nothing to wait for"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"run": "baseline"}'])
+def test_a_damaged_description_says_which_folder_to_delete(store, tmp_path, content):
+    """As a power cut leaves it."""
+    write_run(store.finished)
+    (store.finished / "run.json").write_text(content)
+    with pytest.raises(UserError, match=rf"run.json: is damaged .*; delete {store.finished}"):
+        store.export(tmp_path / "results")
 
 
 def test_an_export_that_cannot_be_put_in_place_is_kept(store, tmp_path, monkeypatch):

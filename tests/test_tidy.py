@@ -72,6 +72,7 @@ def test_results_of_a_run_that_is_gone_are_named_and_freed(store, layout):
     for run in ("baseline", "no_longer"):
         layout.run(run, 0).mkdir(parents=True)
         (layout.run(run, 0) / "run.json").write_text("{}")
+    layout.run("baseline", 0).with_name("seed0_my_copy").mkdir()
     (entry,) = (each for each in found(layout) if each.store is None)
     assert (Path(entry.folder), entry.state) == (layout.run("no_longer", 0), "removed")
     assert [why for _, why in tidy.free([entry])] == [""]

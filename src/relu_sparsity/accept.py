@@ -1,6 +1,6 @@
 """Keeping results that other versions of packages have made."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from relu_sparsity.files import read_json, write_json
@@ -24,20 +24,25 @@ def accept_other_versions(params: Params, layout: Layout) -> dict[str, dict[str,
     digests = Digests()
     runs = {run.job.name: run for run in resolve_all(params, layout)}
     accepted: dict[str, dict[str, str]] = {}
-    before: dict[str, str] = {}
+    # By job, what its results were before they were accepted, now or by a call that was stopped.
+    before: dict[str, set[str]] = {}
     for job in job_table(params, layout).values():
         record = read_record(job.record)
-        if record is None or not _differs_by_versions(job, record, before, digests):
+        if record is None:
+            continue
+        content = read_json(job.record)
+        history = content.get("accepted", [])
+        before[job.name] = {told["fingerprint"] for told in history}
+        if not _differs_by_versions(job, record, before, digests):
             continue
         versions = {
             name: version
             for name, version in record.made_from["packages"].items()
             if job.fingerprint.packages.get(name) != version
         }
-        before[job.name] = record.fingerprint
+        before[job.name].add(record.fingerprint)
         accepted[job.name] = versions
-        content = read_json(job.record)
-        history = [*content.get("accepted", []), {"fingerprint": record.fingerprint, **versions}]
+        history = [*history, {"fingerprint": record.fingerprint, **versions}]
         if job.name in runs:
             # As the store and `adopt` know it.
             runs[job.name].keep_results()
@@ -50,7 +55,7 @@ def accept_other_versions(params: Params, layout: Layout) -> dict[str, dict[str,
 
 
 def _differs_by_versions(
-    job: Job, record: Record, accepted: Mapping[str, str], digests: Digests
+    job: Job, record: Record, before: Mapping[str, Collection[str]], digests: Digests
 ) -> bool:
     """Whether a result that is whole would be current but for versions of packages."""
     now: dict[str, Any] = job.fingerprint.as_json()
@@ -60,5 +65,5 @@ def _differs_by_versions(
         return False
     was = record.made_from["made_from"]
     return was.keys() == now["made_from"].keys() and all(
-        was[name] in (hash, accepted.get(name)) for name, hash in now["made_from"].items()
+        was[name] in (hash, *before.get(name, ())) for name, hash in now["made_from"].items()
     )

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,10 +37,16 @@ class TimeLeft:
     counts: Mapping[str, int]
     slots: int
     _spent: dict[str, float] = field(default_factory=dict)
+    _failed: set[str] = field(default_factory=set)
 
     def finish(self, name: str, seconds: float) -> None:
         """Takes note of a job that is done."""
         self._spent[name] = seconds
+        self._failed.discard(name)
+
+    def fail(self, name: str) -> None:
+        """Takes note of a job that has failed: nobody waits for it, unless it is tried again."""
+        self._failed.add(name)
 
     def seconds(self, running: Mapping[str, tuple[float, float | None]]) -> float:
         """Until the last job ends.
@@ -50,8 +56,9 @@ class TimeLeft:
             tells.
         """
         left = 0.0
+        given_up = self._failed - running.keys()
         for name, planned in self.training.items():
-            if name in self._spent:
+            if name in self._spent or name in given_up:
                 continue
             so_far, told = running.get(name, (0.0, None))
             expected = _STARTING_SECONDS + self._pace() * planned
@@ -64,7 +71,8 @@ class TimeLeft:
                 if _rule(name) == rule and name not in self.training
             ]
             mean = sum(spent) / len(spent) if spent else _SHORT_SECONDS
-            left += mean * max(count - planned - len(spent), 0)
+            failed = sum(_rule(name) == rule for name in given_up - self.training.keys())
+            left += mean * max(count - planned - len(spent) - failed, 0)
         return left / self.slots
 
     def _pace(self) -> float:
@@ -79,6 +87,12 @@ def _rule(job: str) -> str:
     return job.partition("/")[0]
 
 
+def _name(rule: str, wildcards: Mapping[str, str]) -> str:
+    """As the table of jobs calls it."""
+    parts = [f"seed{value}" if key == "seed" else value for key, value in wildcards.items()]
+    return "/".join([rule, *parts])
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a view needs to know of the workflow.
@@ -86,18 +100,20 @@ class Expected:
     Attributes:
       params: The scale.
       slots: How many training jobs run at a time.
+      jobs: The jobs to run, of all that the scale has.
     """
 
     params: Params
     slots: int
+    jobs: Collection[str]
 
     def time_left(self, counts: Mapping[str, int]) -> TimeLeft:
         """From the plan of what is stale now."""
-        plan = make_plan(self.params, Layout(self.params.scale))
+        plan = make_plan(self.params, Layout(self.params.scale), sensitivity=True)
         training = {
             job.name: 3600 * job.cost.device_hours / plan.num_devices
             for job in plan.jobs
-            if job.cost is not None
+            if job.cost is not None and job.name in self.jobs
         }
         return TimeLeft(training, counts, self.slots)
 
@@ -112,15 +128,16 @@ class Expected:
 _expected: Expected | None = None
 
 
-def expect(params: Params, slots: int) -> None:
+def expect(params: Params, slots: int, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
     """Tells the view of this process what the workflow is about.
 
     Args:
       params: The scale.
       slots: How many training jobs run at a time.
+      jobs: The rule and the wildcards of each job to run.
     """
     global _expected
-    _expected = Expected(params, max(1, slots))
+    _expected = Expected(params, max(1, slots), {_name(*job) for job in jobs})
 
 
 @dataclass(frozen=True)
@@ -175,9 +192,8 @@ class DagView:
         with self._lock:
             if self._time_left is None and _expected is not None:
                 self._time_left = _expected.time_left(self._counts)
-            parts = [f"seed{value}" if key == "seed" else value for key, value in wildcards.items()]
-            name = "/".join([rule, *parts])
             run = None if _expected is None else _expected.run(rule, wildcards)
+            name = _name(rule, wildcards)
             self._running[job] = _Running(name, message or rule, self._clock(), run)
 
     def finish(self, job: int) -> None:
@@ -199,6 +215,13 @@ class DagView:
         # What is live is drawn with the lock held.
         if shown:
             self.say(line)
+
+    def fail(self, job: int) -> None:
+        """A job has failed. If it is tried again, it starts anew."""
+        with self._lock:
+            failed = self._running.pop(job, None)
+            if failed is not None and self._time_left is not None:
+                self._time_left.fail(failed.name)
 
     def close(self) -> None:
         """Leaves what was said, and a last line."""

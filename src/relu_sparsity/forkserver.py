@@ -130,7 +130,7 @@ class Server:
         # process one of several.
         is_other = arguments[1] in TRAINING and _meaning(environment) != self._environment
         # A fork would run the code of before, and say that it was that of now.
-        if is_other or _versions() != self._versions:
+        if is_other or not self._is_of_now():
             return self._refuse(connection)
         end, alive = os.pipe()
         # The child must not lose a signal because it still ignores it as the server does.
@@ -156,6 +156,14 @@ class Server:
         # Its other side is open as long as the job lives.
         self._selector.register(end, selectors.EVENT_READ, lambda _: self._end(job, end))
         return False
+
+    def _is_of_now(self) -> bool:
+        """Whether the code and the packages are those that this process has imported."""
+        try:
+            return _versions() == self._versions
+        except (OSError, metadata.PackageNotFoundError):
+            # An editor's lock file, a checkout or an installation under way. The others go on.
+            return False
 
     @staticmethod
     def _refuse(connection: socket.socket) -> bool:

@@ -350,14 +350,16 @@ def require_current(job: Job, table: Mapping[str, Job], scale: str) -> set[str]:
     Raises:
       UserError: Results are missing, were made for other parameters, or were changed.
     """
-    if job.reads_store:
-        return set()
     digests = Digests()
-    # A run's metrics are read with its history.
+    # A run's metrics are read with its history. What the store lacks is trained again, on the text.
     read = {
         name
         for before in job.after
-        for name in (before, before.replace("extract/", "train/", 1))
+        for name in (
+            table[before].after
+            if job.reads_store
+            else (before, before.replace("extract/", "train/", 1))
+        )
         if name in table
     }
     missing = (
@@ -366,15 +368,27 @@ def require_current(job: Job, table: Mapping[str, Job], scale: str) -> set[str]:
     for name in sorted(read, key=list(table).index):
         problems = table[name].problems(digests)
         if problems and not (job.may_lack and not table[name].has_results()):
-            raise UserError(_not_current(table[name], problems, scale))
+            command = f"{table[name].command} --scale {scale}"
+            raise UserError(_not_current(table[name], problems, command))
     if missing and missing == set(job.after):
         names = ", ".join(sorted({name.split("/")[1] for name in missing if "/" in name}))
         raise UserError(f"{job.name}: there are no results of {names}; train them first")
     return missing
 
 
-def _not_current(job: Job, problems: list[str], scale: str) -> str:
-    command = f"{job.command} --scale {scale}"
+def require_results(jobs: Iterable[Job], scale: str) -> None:
+    """Checks that results are there, and are those of the parameters.
+
+    Raises:
+      UserError: Results are missing, were made for other parameters, or were changed.
+    """
+    digests = Digests()
+    for job in jobs:
+        if problems := job.problems(digests):
+            raise UserError(_not_current(job, problems, f"make reproduce SCALE={scale}"))
+
+
+def _not_current(job: Job, problems: list[str], command: str) -> str:
     if not job.has_results():
         return f"{job.outputs[0]}: is missing; run '{command}' first"
     told = "".join(f"\n  {problem}" for problem in problems)

@@ -238,7 +238,7 @@ def _widths(run: Run, digests: Digests) -> Sequence[int]:
     if run.parent is None or decided_by is None:
         return run.config.model.mlp_dims
     if decided_by.problems(digests):
-        return run.parent.config.model.mlp_dims
+        return _widths(run.parent, digests)
     if run.intervention not in MASKS:
         return json.loads(run.intervention_file.read_text(encoding="utf-8"))["mlp_dims"]
     if not run.config.mask.compact:

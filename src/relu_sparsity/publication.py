@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from jaxtyping import Float
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
-from relu_sparsity.paper.catalog import FIGURES, MAIN_TEXT
-from relu_sparsity.provenance import read_record
+from relu_sparsity.jobs import job_table, require_results
+from relu_sparsity.paper.catalog import FIGURES, MAIN_TEXT, OWN_RUNS, PRUNING
+from relu_sparsity.provenance import Digests, read_record
 
 if TYPE_CHECKING:
     from relu_sparsity.layout import Layout
@@ -33,6 +35,13 @@ STANDARD_ERRORS = 4.0
 """A number may differ from the published one by so many standard errors of their difference."""
 _NUMBERS, _MADE_FROM, _PARAMETERS = "metrics.csv", "made_from.json", "params.yaml"
 _EARLIER = "This table is of an earlier run than the other results here."
+# What `publish` writes, today and before; anything else in its folder is a reader's own.
+_WRITTEN = (
+    "claims.*", "metrics.*", _MADE_FROM, _PARAMETERS, "sensitivity.*",
+    "tables/table*.*", f"tables/{PRUNING}.*", f"tables/{OWN_RUNS}.*", "figures/fig*.svg",
+)  # fmt: skip
+_PUBLISHED_RULES = ("train", "extract", "table", PRUNING, "own", "claims", "summary")
+_COMPARED_RULES = ("train", "extract", "claims")
 _KEYS = ["run", "layer", "metric"]
 
 
@@ -85,7 +94,7 @@ class Verification:
       numbers: How many numbers were compared.
       deviations: Those that are too far apart, the farthest first.
       verdicts: By claim, one's own verdict and the published one, where they differ.
-      missing: Published runs of which there are no results here.
+      missing: Published runs of which there are no results here, and of others single numbers.
       parameters: What differs in the parameters, a line for each.
     """
 
@@ -106,7 +115,8 @@ class Verification:
             yield "The parameters are not the published ones:"
             yield from (f"  {line}" for line in self.parameters)
         if self.missing:
-            yield f"There are no results of {', '.join(self.missing)}."
+            more = f" and {len(self.missing) - 20} more" if len(self.missing) > 20 else ""
+            yield f"There are no results of {'; '.join(self.missing[:20])}{more}."
         apart = len(self.deviations)
         yield (
             f"{self.numbers - apart} of {self.numbers} numbers are within {STANDARD_ERRORS:g} "
@@ -129,18 +139,19 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
     """Copies what is small of a scale's results, and tells what made them.
 
     Of the figures, those of the paper's main text. The sensitivity, which is made only when asked
-    for, stays as it was published before where the results have none.
+    for, stays as it was published before where the results have none that is of today.
 
     Args:
       params: The scale.
       layout: Where its results are. All of them have to be there.
-      folder: Where to; what was published there before is replaced.
+      folder: Where to; what was published there before is replaced. Other files in it stay.
 
     Returns:
       All that is published now, and what of it was published before.
 
     Raises:
-      UserError: A result is missing, or `folder` is there and is not one of published results.
+      UserError: A result is missing or not of the parameters now, or `folder` is there and is not
+        one of published results.
     """
     folder = Path(os.path.abspath(folder))
     is_ours = (folder / _MADE_FROM).is_file() or (folder.is_dir() and not any(folder.iterdir()))
@@ -149,38 +160,46 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
             f"{folder}: is not a folder of published results; allowed: one that has {_MADE_FROM}, "
             "whose content is replaced, an empty one, or one that is not there yet"
         )
+    table = job_table(params, layout)
+    figures = [f"figure/{each.id}" for each in FIGURES.values() if each.category == MAIN_TEXT]
+    shown = [
+        job
+        for job in table.values()
+        if not job.on_request and (job.rule in _PUBLISHED_RULES or job.name in figures)
+    ]
+    require_results(shown, params.scale)
     copied = [
         *layout.claims,
         layout.summary,
-        *sorted((layout.results / "tables").glob("*.*")),
-        *(layout.figure(each.id) for each in FIGURES.values() if each.category == MAIN_TEXT),
-        *(path for path in layout.sensitivity if path.is_file()),
+        *(path for job in shown if job.stage in ("tables", "figures") for path in job.outputs),
     ]
     sensitivity = [folder / path.relative_to(layout.results) for path in layout.sensitivity]
-    made = any(path.is_file() for path in layout.sensitivity)
-    kept = [] if made else [path for path in sensitivity if path.is_file()]
-    missing = [path for path in copied if not path.is_file()]
-    runs = params.paper_runs
-    jobs = [(name, seed) for name, run in runs.items() for seed in run.seeds]
-    missing += [
-        path for name, seed in jobs if not (path := layout.run(name, seed) / "run.json").is_file()
-    ]
-    if missing:
-        raise UserError(f"{missing[0]}: is missing; make all results of {params.scale} first")
+    if "sensitivity" in table and not table["sensitivity"].problems(Digests()):
+        copied += layout.sensitivity
+        sensitivity = []
+    kept = [path for path in sensitivity if path.is_file()]
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for path in copied:
         target = partial / path.relative_to(layout.results)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    for path in kept:
-        shutil.copy2(path, partial / path.relative_to(folder))
-        if path.suffix == ".md" and _EARLIER not in (text := path.read_text(encoding="utf-8")):
-            write_text(partial / path.relative_to(folder), f"{text}\n{_EARLIER}\n")
+    for path in [*kept, *_not_written_here(folder)]:
+        target = partial / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+        if (
+            path in kept
+            and path.suffix == ".md"
+            and _EARLIER not in (text := path.read_text(encoding="utf-8"))
+        ):
+            write_text(target, f"{text}\n{_EARLIER}\n")
     write_text(partial / _NUMBERS, read_numbers(params, layout).to_csv(index=False))
     write_text(partial / _PARAMETERS, yaml.safe_dump(_parameters(params), sort_keys=False))
     made_from = {}
-    for name, seed in jobs:
+    for name, seed in (
+        (name, seed) for name, run in params.paper_runs.items() for seed in run.seeds
+    ):
         path = layout.run(name, seed) / "run.json"
         record = read_record(path)
         environment = read_json(path)["environment"]
@@ -193,6 +212,16 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return Publication(sorted(path for path in folder.rglob("*") if path.is_file()), kept)
+
+
+def _not_written_here(folder: Path) -> list[Path]:
+    """The files of a folder that `publish` did not write: somebody's notes."""
+    names = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
+    return [
+        path
+        for path, name in names
+        if path.is_file() and not any(fnmatch(name, pattern) for pattern in _WRITTEN)
+    ]
 
 
 def read_numbers(params: "Params", layout: "Layout") -> pd.DataFrame:
@@ -223,13 +252,17 @@ def verify(params: "Params", layout: "Layout", folder: Path) -> Verification:
     many independent units would have: that of three seeds without a single unit is 0.
 
     Raises:
-      UserError: `folder` has no published results, or they are of one seed only.
+      UserError: `folder` has no published results, or they are of one seed only; or one's own are
+        not of the parameters now.
     """
     if not (folder / _NUMBERS).is_file():
         raise UserError(f"{folder / _NUMBERS}: is missing; allowed: a folder made by 'publish'")
     published = _by_number(pd.read_csv(folder / _NUMBERS, dtype={"layer": str}))
     if published["count"].min() < 2:
         raise UserError(f"{folder}: has one seed of a run; two are needed to know their spread")
+    jobs = job_table(params, layout).values()
+    shown = [job for job in jobs if not job.on_request and job.rule in _COMPARED_RULES]
+    require_results((job for job in shown if job.has_results()), params.scale)
     own = _by_number(read_numbers(params, layout))
     variance = published["std"] ** 2
     of_metric = np.sqrt(variance.groupby("metric").transform("mean"))
@@ -252,7 +285,13 @@ def verify(params: "Params", layout: "Layout", folder: Path) -> Verification:
         )
         for key in farthest_first.index
     ]
-    missing = sorted(set(published.index.get_level_values("run")) - set(own.index.unique("run")))
+    lacking = published.index.difference(own.index)
+    missing = sorted(set(lacking.unique("run")) - set(own.index.unique("run")))
+    missing += [
+        f"{run}, {'the whole model' if layer == 'all' else f'layer {layer}'}: {metric}"
+        for run, layer, metric in lacking
+        if run not in missing
+    ]
     return Verification(
         numbers=len(both),
         deviations=deviations,
@@ -267,9 +306,10 @@ def _spread_of_independent_units(
 ) -> Float[np.ndarray, " numbers"]:
     """The standard deviation over seeds, in percent, of shares of units; 0 of other numbers."""
     widths = {
-        name: read_json(layout.run(name, run.seeds[0]) / "run.json")["config"]["model"]["mlp_dims"]
+        name: read_json(layout.run(name, seed) / "run.json")["config"]["model"]["mlp_dims"]
         for name, run in params.paper_runs.items()
-        if name in both.index.unique("run")
+        for seed in run.seeds
+        if name in both.index.unique("run") and (layout.run(name, seed) / "run.json").is_file()
     }
     units = [
         widths[run][int(layer)] if metric in _SHARES_OF_UNITS else math.inf

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from relu_sparsity.counts import span
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import atomic_write, read_json
 from relu_sparsity.jobs import Job, job_table
@@ -83,7 +84,8 @@ def overview(params: Params, layout: Layout) -> dict[str, Any]:
         return {
             "scale": params.scale,
             "purpose": params.claims.purpose,
-            "model": params.defaults.model,
+            "num_layers": params.defaults.model.num_layers,
+            "widths": span(params.defaults.model.mlp_dims),
             "num_steps": params.defaults.training.num_steps,
             "summary": told["summary"],
             "groups": {

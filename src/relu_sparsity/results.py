@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Bool
 from pydantic import ValidationError
 
-from relu_sparsity.counts import counted
+from relu_sparsity.counts import counted, span
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import AnyPath, is_remote, read_json
 from relu_sparsity.layout import Layout, store_root
@@ -116,12 +116,8 @@ class RunResults:
 
     def __repr__(self) -> str:
         model, training = self.params.model, self.params.training
-        widths = sorted(set(model.mlp_dims))
-        units = " to ".join(map(str, dict.fromkeys((widths[0], widths[-1]))))
-        return (
-            f"{self.name} seed {self.seed}: {model.num_layers} layers of {units} units, "
-            f"{training.num_steps:,} steps"
-        )
+        layers = f"{model.num_layers} layers of {span(model.mlp_dims)} units"
+        return f"{self.name} seed {self.seed}: {layers}, {training.num_steps:,} steps"
 
     @cached_property
     def params(self) -> RunConfig:

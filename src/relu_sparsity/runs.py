@@ -121,7 +121,10 @@ def resolve_all(params: Params, layout: Layout) -> list[Run]:
 def removed_results(params: Params, layout: Layout) -> list[Path]:
     """The result folders of runs and seeds that the parameters do not have."""
     known = {layout.run(name, seed) for name, seed in params.jobs()}
-    return sorted({path for path in layout.results.glob("runs/*/seed*") if path.is_dir()} - known)
+    # Others, as a copy of one's own, are nobody's here.
+    found = layout.results.glob("runs/*/seed*")
+    of_runs = {each for each in found if each.is_dir() and each.name[len("seed") :].isdecimal()}
+    return sorted(of_runs - known)
 
 
 def _resolve(params: Params, layout: Layout, table: JobTable, name: str, seed: int) -> Run:
@@ -175,6 +178,9 @@ def adopt(params: Params, layout: Layout, folder: Path) -> None:
         lines = differences(record.made_from, run.job.fingerprint)
         told = "".join(f"\n  {line}" for line in lines)
         raise UserError(f"{path}: was made from something else than params.yaml says{told}")
-    run.store.adopt(folder)
+    taken = run.store.adopt(folder)
     run.export()
-    log.info("%s: taken over from %s", run.store.name, folder)
+    if taken:
+        log.info("%s: taken over from %s", run.store.name, folder)
+    else:
+        log.info("%s: the store has this run already, and keeps what it has", run.store.name)

@@ -102,8 +102,11 @@ def compare(
 ) -> None:
     """Compare two revisions on one page: parameters, tables, verdicts, curves."""
     from relu_sparsity.paper.compare.page import write_comparison
+    from relu_sparsity.workflow import stale_results
 
-    for path in write_comparison(Path(), first, second, output, scale):
+    # What nobody has made yet of edited parameters is not there; a commit is as it was recorded.
+    stale = set() if second else stale_results(*load(DEFAULT_PARAMS, scale))
+    for path in write_comparison(Path(), first, second, output, scale, stale):
         log.info("wrote %s", path)
 
 

@@ -13,6 +13,7 @@ from relu_sparsity.durations import duration
 from relu_sparsity.files import is_alive
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Params
+from relu_sparsity.provenance import read_record
 from relu_sparsity.runs import Run, resolve_all
 from relu_sparsity.store import RunStore
 from relu_sparsity.tpu.slice_job import SliceJob
@@ -131,7 +132,10 @@ def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
     shown = ("loss", "heldout_loss", "unigram_loss", "tokens_per_second", "input_share", "mfu")
     told: dict[str, Any] = {key: known.get(key) for key in shown}
     where = _where(known)
-    if store.is_finished():
+    record = read_record(resolved.job.record)
+    # After `dvc pull` in a clone, or where the store was freed, the results alone tell.
+    has_results = record is not None and record.fingerprint == resolved.job.fingerprint.hash
+    if has_results or store.is_finished():
         return RunStatus(run, seed, "finished", num_steps, num_steps, where=where, **told)
     launcher = _newest_launcher(store, launchers)
     step = store.last_checkpoint() or 0

@@ -96,22 +96,24 @@ class RunStore:
             # Another process was faster.
             shutil.rmtree(partial)
 
-    def adopt(self, folder: Path) -> None:
+    def adopt(self, folder: Path) -> bool:
         """Takes over the result files of a finished run: of another machine, of other parameters.
 
-        Does nothing where the store has the run already.
+        Returns:
+          Whether it did: what the store has already stays.
 
         Raises:
           UserError: A file is missing or is not the one that the run wrote.
         """
         if self.is_finished():
-            return
+            return False
         described = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         for name in RUN_FILES:
             path, told = folder / name, described.get("sha256", {}).get(name)
             if name != "run.json" and (not path.is_file() or sha256(path) != told):
                 raise UserError(f"{path}: is missing, or not the file that run.json tells of")
         self.finish(folder)
+        return True
 
     def export(self, target: Path) -> None:
         """Copies the finished result files to `target`, `run.json` last.
@@ -119,7 +121,13 @@ class RunStore:
         Raises:
           UserError: A file in the store is not the one that the run wrote.
         """
-        told = json.loads((self.finished / "run.json").read_text())["sha256"]
+        try:
+            told = json.loads((self.finished / "run.json").read_text())["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.finished / 'run.json'}: is damaged ({error!r}); delete {self.finished} to "
+                "train the run again"
+            ) from None
         for name in RUN_FILES:
             path = self.finished / name
             if name != "run.json" and sha256(path) != told[name]:

@@ -64,6 +64,13 @@ def reasons_to_run(jobs: Mapping[str, Job], digests: Digests) -> dict[str, list[
     return reasons
 
 
+def stale_results(params: Params, layout: Layout) -> set[Path]:
+    """The result files that are not those of the parameters, the code and the packages now."""
+    jobs = job_table(params, layout)
+    reasons = reasons_to_run(jobs, remembered_digests(layout))
+    return {path for name in reasons for path in jobs[name].files_written}
+
+
 def write_stamps(
     jobs: Mapping[str, Job], layout: Layout, *, is_dry: bool = False
 ) -> tuple[Layout, set[str]]:

@@ -54,6 +54,8 @@ class LogHandler(LogHandlerBase):
     def _take(self, record: logging.LogRecord) -> None:
         told: dict[str, Any] = record.__dict__
         event = told.get("event")
+        if event == LogEvent.JOB_ERROR:
+            self._view.fail(told["jobid"])
         if not self._shows_all and event in _FAILED and (stopped := _stopped(told)) is not None:
             self._view.say(stopped)
         elif self._shows_all or event in _FAILED or record.levelno >= logging.WARNING:

@@ -420,6 +420,27 @@ def test_a_commit_without_results_is_shown_with_its_parameters(project):
     assert [row[2] for row in below(markdown, "Held-out scores")] == ["–", "–"]
 
 
+def test_stale_results_of_the_working_tree_are_not_there(project):
+    before = compare(project, "HEAD", None)[1]
+    assert "Not there" not in before
+    stale = {BASELINE / "metrics.json", RESULTS / "claims.json"}
+    target = project.parent / "page.html"
+    write_comparison(project, "HEAD", None, target, stale=stale)
+    markdown = target.with_suffix(".md").read_text()
+    told = "not of the parameters, code and packages now: not made again yet"
+    assert f"`{RESULTS.as_posix()}`: claims.json ({told})" in markdown
+    assert "metrics.json" in markdown
+    (baseline, _) = below(markdown, "Held-out scores")
+    (whole, _) = below(before, "Held-out scores")
+    assert (baseline[1], baseline[2]) == (whole[1], "–")
+
+
+def test_what_the_table_of_a_mask_shows_is_a_parameter(project):
+    edit_params(project, lambda each: each["defaults"]["pruning"].update(show_speed=True))
+    _, markdown = compare(project, "HEAD", None)
+    assert below(markdown, "Parameters") == [["`pruning.show_speed`", "false", "true"]]
+
+
 def test_a_run_of_one_revision_only_is_named(project):
     edit_params(project, lambda each: each["runs"].update(wide={"model": {"mlp_dim": "x2"}}))
     page, markdown = compare(project, "HEAD", None)

@@ -13,7 +13,7 @@ from relu_sparsity.layout import Layout
 from relu_sparsity.paper.catalog import FIGURES, figures, own_runs
 from relu_sparsity.paper.figures import draw, write_figure
 from relu_sparsity.paper.history import load_runs
-from relu_sparsity.paper.own_runs import write_own_runs
+from relu_sparsity.paper.own_runs import difference, write_own_runs
 from relu_sparsity.params_file import parse_params
 
 OWN = ["no_decay", "slow_masked"]
@@ -60,6 +60,12 @@ def test_a_row_for_each_below_the_baseline(own_params, layout, written):
         )
     assert "| no_decay    | weight_decay 0.0" in written[".md"]
     assert r"slow\_masked & mask\_unused of round1" in written[".tex"]
+
+
+def test_a_branch_whose_widths_its_parent_decides_differs_in_that_alone(own_params):
+    run = own_params.runs["round2"]
+    assert run.config.model.mlp_dim is None
+    assert difference(own_params, run) == "used_widths of round1"
 
 
 def test_the_figure_shows_use_by_layer_and_the_loss_beside_the_baselines(own_params, layout):

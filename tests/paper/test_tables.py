@@ -9,7 +9,7 @@ from relu_sparsity.layout import TABLE_FORMATS
 from relu_sparsity.paper.catalog import LEARNING_RATES, TABLES
 from relu_sparsity.paper.history import load_run
 from relu_sparsity.paper.published import published
-from relu_sparsity.paper.tables import write_table
+from relu_sparsity.paper.tables import note, write_table
 
 
 def write_tables(folder, params):
@@ -146,3 +146,19 @@ def test_two_runs_of_one_rate_have_columns_of_their_own(tmp_path, results_dir, p
     frame = pd.read_csv(tmp_path / "tables" / "table5.csv")
     assert frame["batch_use_baseline"][0] == pytest.approx(13.3, abs=0.1)
     assert frame["batch_use_lr_x1of3"][0] == pytest.approx(37.4, abs=0.1)
+    markdown = (tmp_path / "tables" / "table5.md").read_text()
+    assert re.findall(r"LR 0.003, (\w+) \(%\)", markdown) == ["baseline", "lr_x1of3"]
+    assert len(re.findall(r"37\.4 \(37\.4\)", markdown)) == 1
+
+
+def test_the_caption_tells_seeds_and_batches_of_the_runs_that_are_shown():
+    own = {"baseline": {"seeds": [0, 1, 2]}, "lr_x5of3": {"training": {"seq_len": 64}}}
+    params = make_params(runs=own)
+    assert note("table1", params).startswith(
+        "Means ± standard deviations over 3 seeds. A batch has 16 sequences of 512 tokens; the "
+        "paper's 16 of 512"
+    )
+    told = note("table5", params)
+    assert told.startswith("Means ± standard deviations over 1 to 3 seeds. ")
+    assert "16 sequences of 512 or 16 sequences of 64 tokens" in told
+    assert note("table4", params).startswith("A batch has 16 sequences of 512 tokens")

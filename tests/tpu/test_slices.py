@@ -9,6 +9,7 @@ import pytest
 from relu_sparsity.errors import UserError
 from relu_sparsity.tpu import slices
 from relu_sparsity.tpu.slices import (
+    AlreadyExists,
     Gcloud,
     PassingTrouble,
     Slice,
@@ -197,6 +198,30 @@ def test_deletes_until_it_is_gone(monkeypatch):
     gcloud_answers(monkeypatch, *[(1, "", "PERMISSION_DENIED")] * 2)
     with pytest.raises(UserError, match=r"x could not be deleted .*may cost money.*tpu cleanup"):
         cloud.delete("x", patience=-1)
+
+
+def test_a_zone_that_is_not_there_is_told_in_the_clouds_words(monkeypatch, tmp_path):
+    calls = gcloud_answers(monkeypatch, *[(1, "", "NOT_FOUND: Location a-zone was not found")] * 2)
+    cloud = Gcloud("p", "z")
+    with pytest.raises(UserError, match="Location a-zone was not found"):
+        cloud.create("x", SliceParams(), startup_script=tmp_path / "s", labels={"a": "b"})
+    with pytest.raises(UserError, match="Location a-zone was not found"):
+        cloud.list()
+    assert len(calls) == 2
+
+
+def test_a_slice_of_that_name_is_told_from_other_refusals(monkeypatch, tmp_path):
+    gcloud_answers(monkeypatch, (1, "", "ALREADY_EXISTS: relu-sparsity-x"))
+    with pytest.raises(AlreadyExists):
+        Gcloud("p", "z").create("x", SliceParams(), startup_script=tmp_path / "s", labels={})
+
+
+def test_a_gcloud_that_cannot_start_now_may_later(monkeypatch, tmp_path):
+    (tmp_path / "gcloud").write_text("no program yet")
+    (tmp_path / "gcloud").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PassingTrouble, match="gcloud could not be started"):
+        Gcloud("p", "z").describe("x")
 
 
 def test_lists_only_its_own(monkeypatch):

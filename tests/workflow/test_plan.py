@@ -117,6 +117,32 @@ def test_a_compacted_run_is_planned_as_narrow_as_its_mask(project):
     )
 
 
+def test_a_third_round_is_planned_as_wide_as_the_second(project):
+    third = {"parent": "round2", "intervention": "used_widths", "seeds": [1]}
+    project.edit(lambda document: document["branches"].update(round3=third))
+    planned = jobs(project)
+    described = json.loads((project.results / "runs/round2/seed1/run.json").read_text())
+    config = load_params(project.folder / "params.yaml", "smoke").run("round3").config
+    widths = described["config"]["model"]["mlp_dims"]
+    flops = training_flops(config, widths, first_step=0, last_step=config.training.num_steps)
+    assert planned["train/round3/seed1"]["cost"]["flops"] == flops
+    # And before anything is known, as wide as the first.
+    shutil.rmtree(project.folder / "store")
+    shutil.rmtree(project.results / "runs")
+    first = jobs(project)["train/round1/seed1"]["cost"]["flops"]
+    assert jobs(project)["train/round3/seed1"]["cost"]["flops"] == pytest.approx(first, rel=0.01)
+
+
+def test_a_mask_by_hand_needs_the_text_of_its_parent(project):
+    """The store may lack the mask step; then the parent is trained up to it, on this text."""
+    project.edit(
+        lambda document: document["scales"]["smoke"]["tokenizer"].update(train_documents=60)
+    )
+    output = project.run("relu_sparsity.cli", "mask", "--run", "masked", status=1)
+    assert "tokenizer.json: is not of the parameters now" in output
+    assert not list((project.folder / "store/runs").glob("*/*/*/*/replay*"))
+
+
 def test_what_a_power_cut_left_of_a_run_is_no_hindrance(project):
     for path in (project.folder / "store/runs/smoke/lr_x1of3/seed0").glob("*/finished/run.json"):
         path.write_text("")
@@ -204,3 +230,21 @@ def test_names_the_package_that_changed_and_accepts_the_results_if_asked_to(proj
     actions = {name: job["action"] for name, job in jobs(project).items()}
     assert actions["train/baseline/seed0"] == "export from the store"
     assert actions["mask/masked/seed0"] == "make"
+
+
+def test_accepting_that_was_stopped_goes_on(project):
+    """What comes after a result that was accepted before names what that was then."""
+    fingerprint = project.folder / "src/relu_sparsity/fingerprint.py"
+    source = fingerprint.read_text()
+    upgraded = 'return "99.0" if package == "numpy" else metadata.version(package)'
+    fingerprint.write_text(source.replace("return metadata.version(package)", upgraded))
+    before = project.result_bytes()
+    whole = json.loads(project.run("relu_sparsity.cli", "accept", "--json"))
+    kept = ("data/", "runs/baseline/", "runs/round1/")
+    for name, content in before.items():
+        if not name.startswith(kept):
+            (project.results / name).write_bytes(content)
+    again = json.loads(project.run("relu_sparsity.cli", "accept", "--json"))
+    assert {"train/masked/seed0", "train/round2/seed1", "table/table1", "report"} <= again.keys()
+    assert "train/baseline/seed0" in whole.keys() - again.keys()
+    assert not jobs(project)

@@ -12,6 +12,8 @@ import yaml
 from projects import simulated
 from slices import LAUNCH, assert_same, tables
 
+from relu_sparsity.errors import STOPPED_STATUS
+
 
 def test_the_profile_trains_on_slices_and_leaves_none(controller, plain):
     """A run and its masked branch on four hosts, as the paper's; at first there is no capacity."""
@@ -60,11 +62,35 @@ def test_a_job_without_a_slice_gives_up_after_max_wait_hours(controller):
     assert controller.cloud.slices() == {}
 
 
+def test_when_the_terminal_is_closed_nothing_is_left(controller):
+    controller.cloud.fail_next(1000)
+    launcher = controller.start(*LAUNCH)
+    controller.wait_for(lambda: any(" create " in call for call in controller.cloud.calls()))
+    launcher.send_signal(signal.SIGHUP)
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == STOPPED_STATUS, output
+    assert "the slice is deleted" in output
+    assert " delete " in controller.cloud.calls()[-1]
+
+
 def test_a_mask_that_needs_training_is_made_on_a_slice(controller, plain):
     """The store has no checkpoint at the mask step: the baseline is trained up to it."""
-    output = controller.run("relu_sparsity.cli", "tpu", "run", "mask", "--run", "masked")
+    masks = [
+        controller.start("relu_sparsity.cli", "tpu", "run", "mask", "--run", run)
+        for run in ("masked", "random_masked")
+    ]
+    # Both need the same steps of the same parent: one asks for the slice, the other follows it.
+    output = ""
+    for launcher in masks:
+        told, _ = launcher.communicate(timeout=600)
+        assert launcher.returncode == 0, told
+        output += told
     assert "has no checkpoint at step 12 in the store: trains up to it" in output
+    created = [call for call in controller.cloud.calls() if " create " in call]
+    assert len(created) in (1, 2)
     assert controller.cloud.slices() == {}
+    random = controller.project.folder / "results/tpu/runs/random_masked/seed0/mask.npz"
+    assert random.is_file()
     made = controller.project.folder / "results/tpu/runs/masked/seed0/mask.npz"
     assert made.read_bytes() == plain["mask"]
     assert not controller.progress(), "the run itself has not been trained"

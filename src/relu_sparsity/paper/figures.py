@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy.optimize import isotonic_regression
 
+from relu_sparsity.counts import span
 from relu_sparsity.files import write_text
 from relu_sparsity.paper.catalog import (
     LOSS,
@@ -289,7 +290,7 @@ def _draw_models(
         config = params.runs[run].config
         window, model = config.metrics.convergence_window, config.model
         size = (
-            f"{model.mlp_dim} units"
+            f"{span(model.mlp_dims)} units"
             if panel.compared_by == "width"
             else f"{model.num_layers} layers"
         )

@@ -52,7 +52,8 @@ def difference(params: "Params", run: "RunParams") -> str:
         f"{key} {value:.6}" if isinstance(value, float) else f"{key} {value}"
         for section, values in own.items()
         for key, value in values.items()
-        if value != base[section][key]
+        # Widths that only the parent decides are none of the run's own.
+        if value != base[section][key] and (key != "mlp_dim" or value is not None)
     )
     return ", ".join(filter(None, (branch, *changed)))
 

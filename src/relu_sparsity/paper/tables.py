@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from relu_sparsity.counts import span
 from relu_sparsity.files import write_text
 from relu_sparsity.paper.catalog import LEARNING_RATES, PAPER_BATCH, TABLE_RUNS, TABLES
 from relu_sparsity.paper.extract import LAYER_METRICS, over_all_units
@@ -103,13 +104,15 @@ def note(table: str, params: "Params") -> str:
 
     Batch use grows with the batch, so it compares only with the paper's where that is as large.
     """
-    training = params.defaults.training
-    seeds = {len(params.runs[run].seeds) for run in TABLE_RUNS[table] if run in params.runs}
-    several = max(seeds, default=1)
-    spread = f"Means ± standard deviations over {several} seeds. " if several > 1 else ""
+    shown = [params.runs[run] for run in TABLE_RUNS[table] if run in params.runs]
+    seeds = [len(run.seeds) for run in shown] or [1]
+    spread = f"Means ± standard deviations over {span(seeds)} seeds. " if max(seeds) > 1 else ""
+    training = [run.config.training for run in shown] or [params.defaults.training]
+    shapes = dict.fromkeys((each.per_device_batch_size, each.seq_len) for each in training)
+    batches = " or ".join(f"{sequences} sequences of {tokens}" for sequences, tokens in shapes)
     return (
-        f"{spread}A batch has {training.per_device_batch_size} sequences of {training.seq_len} "
-        f"tokens; the paper's {PAPER_BATCH[0]} of {PAPER_BATCH[1]}, and more tokens use more units."
+        f"{spread}A batch has {batches} tokens; the paper's {PAPER_BATCH[0]} of {PAPER_BATCH[1]}, "
+        "and more tokens use more units."
     )
 
 
@@ -118,9 +121,18 @@ def _learning_rate_columns(params: "Params") -> tuple[Column, ...]:
         here = params.runs.get(run)
         return f"{here.config.optimizer.peak_lr if here else published()['peak_lr'][run]:.3g}"
 
+    rates = [rate(run) for run in LEARNING_RATES]
     return tuple(
-        Column("batch_use", f"LR {rate(run)} (%)", 1, run, f"_{run}", with_total=True)
-        for run in LEARNING_RATES
+        Column(
+            "batch_use",
+            # Two runs may be given the same rate.
+            f"LR {own} (%)" if rates.count(own) == 1 else f"LR {own}, {run} (%)",
+            1,
+            run,
+            f"_{run}",
+            with_total=True,
+        )
+        for run, own in zip(LEARNING_RATES, rates, strict=True)
     )
 
 

@@ -25,13 +25,14 @@ from relu_sparsity.files import write_json, write_text
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Params
 from relu_sparsity.perform import perform
-from relu_sparsity.tpu.setup import look_for_gcloud, require_setup
-from relu_sparsity.tpu.slice_job import HostReport, SliceJob
+from relu_sparsity.tpu.setup import delete_left_over, require_setup
+from relu_sparsity.tpu.slice_job import HostReport
 from relu_sparsity.tpu.slices import (
     ATTEMPT_LABEL,
     LOST,
     OWNER_LABEL,
     WAITING,
+    AlreadyExists,
     Gcloud,
     PassingTrouble,
     Slice,
@@ -64,23 +65,11 @@ def launch(
     """
     job = Work(params, layout, settings, command, run, seed)
     if job.is_done():
-        _delete_left_over(job.slice_job, settings)
+        delete_left_over(job.slice_job, settings)
     else:
         _Launcher(job, settings, require_setup(settings, params)).run()
     # What is left needs no accelerator.
     perform(params, layout, f"{command}/{run}/seed{seed}")
-
-
-def _delete_left_over(job: SliceJob, settings: SliceParams) -> None:
-    """Deletes the slice of a launcher that was killed before its job was done."""
-    gcloud, _ = look_for_gcloud(settings)
-    if gcloud is None:
-        return
-    with contextlib.suppress(PassingTrouble):
-        if gcloud.describe(job.name) is not None:
-            log.info("%s: deletes the slice of a launcher that was killed", job.name)
-            gcloud.delete(job.name)
-            job.write_usage({key: use.marked("gone") for key, use in job.usage().items()})
 
 
 class _NoCapacity(Exception):
@@ -224,6 +213,11 @@ class _Launcher:
                 )
             except PassingTrouble as trouble:
                 raise _NoCapacity(str(trouble)) from None
+            except AlreadyExists as trouble:
+                # Two masks of one parent need the same steps, and the other was faster.
+                self._tell("another launcher has asked for the same slice: follows it")
+                if not self._adopt(self._describe()):
+                    raise _NoCapacity(str(trouble)) from None
 
     def _follow(self) -> None:
         """Watches the slice until the job is done."""
@@ -383,7 +377,10 @@ class _Launcher:
             self._signals_seen += 1
             self._asked_to_stop.set()
 
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        # A terminal that is closed sends SIGHUP, which `nohup` lets a process ignore.
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         for number in numbers:
             signal.signal(number, ask)
         try:

@@ -67,13 +67,14 @@ def _trained_part(params: Params, run: RunParams) -> tuple[tuple[int, ...], list
     """
     config = run.config
     if run.intervention == "used_widths" and run.parent is not None:
-        used = _paper_use(params.runs[run.parent].config, _round1_use())
+        widths, _ = _trained_part(params, params.runs[run.parent])
+        used = _paper_use(widths, _round1_use())
         multiple_of = config.round2.width_multiple_of
         return tuple(used_widths(used, multiple_of=multiple_of)), None
     if run.intervention not in MASKS or run.parent is None:
         return config.model.mlp_dims, None
     mask = config.mask
-    used = _paper_use(config, _baseline_use())
+    used = _paper_use(config.model.mlp_dims, _baseline_use())
     if run.intervention == "mask_unused":
         kept = unused_mask(used)
     else:
@@ -95,9 +96,8 @@ def _round1_use() -> list[float]:
     ]
 
 
-def _paper_use(config: RunConfig, fractions: Sequence[float]) -> list[np.ndarray]:
+def _paper_use(widths: Sequence[int], fractions: Sequence[float]) -> list[np.ndarray]:
     """As many used units in each layer as in the paper's; all, in a model of another depth."""
-    widths = config.model.mlp_dims
     if len(fractions) != len(widths):
         fractions = [1.0] * len(widths)
     return [

@@ -1,6 +1,7 @@
 """What has to be set up before slices can be asked for, and the slices that there are."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from relu_sparsity.errors import UserError
 from relu_sparsity.files import is_remote
 from relu_sparsity.layout import store_root
 from relu_sparsity.params import Params
+from relu_sparsity.tpu.slice_job import SliceJob
 from relu_sparsity.tpu.slices import (
     OWNER_LABEL,
     Gcloud,
@@ -18,6 +20,8 @@ from relu_sparsity.tpu.slices import (
     gcloud_is_installed,
     owner_of,
 )
+
+log = logging.getLogger(__name__)
 
 
 def connect(settings: SliceParams) -> Gcloud:
@@ -56,6 +60,14 @@ def require_setup(settings: SliceParams, params: Params) -> Gcloud:
             f"the text: set scales.{params.scale}.data.data_dir in params.yaml to the folder in a "
             f"bucket where TFDS stored {data.tfds_name} (now {data.data_dir or 'null'})"
         )
+    if data.source == "text":
+        missing.append(
+            "the text: a slice's hosts cannot read your files; allowed: data.source tfds, in a "
+            "bucket, or docs, which comes with the packages"
+        )
+    model = params.defaults.tokenizer.model
+    if model is not None and not is_remote(model):
+        missing.append(f"the tokenizer: copy tokenizer.model to a bucket (now {model!r})")
     if missing or gcloud is None:
         raise _not_set_up(missing)
     return gcloud
@@ -104,3 +116,26 @@ def owned_slices(gcloud: Gcloud, *, all_stores: bool = False) -> list[Slice]:
         raise UserError(f"the cloud does not answer: {trouble}") from None
     owner = owner_of(store_root())
     return [each for each in found if all_stores or each.labels.get(OWNER_LABEL) == owner]
+
+
+def delete_left_over(job: SliceJob, settings: SliceParams) -> None:
+    """Deletes the slice of a launcher that was killed before its job was done.
+
+    Raises:
+      UserError: The cloud refuses, or the slice is still there.
+    """
+    gcloud, missing = look_for_gcloud(settings)
+    try:
+        if gcloud is None:
+            raise PassingTrouble("; ".join(missing))
+        if gcloud.describe(job.name) is None:
+            return
+    except PassingTrouble as trouble:
+        log.warning(
+            "%s: is done; whether its slice was left over is not known (%s): look with "
+            "'relu-sparsity tpu list'", job.name, trouble,
+        )  # fmt: skip
+        return
+    log.info("%s: deletes the slice of a launcher that was killed", job.name)
+    gcloud.delete(job.name)
+    job.write_usage({key: use.marked("gone") for key, use in job.usage().items()})

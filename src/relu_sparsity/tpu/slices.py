@@ -48,6 +48,7 @@ _CALLS_IN_A_MINUTE = re.compile(r"(?i)per minute|rate limit|HTTPError 429")
 # google.rpc.Code: INVALID_ARGUMENT, PERMISSION_DENIED, FAILED_PRECONDITION, UNAUTHENTICATED.
 _REFUSING_CODES = (3, 7, 9, 16)
 _NOT_FOUND = re.compile(r"NOT_FOUND|HTTPError 404|was not found", re.IGNORECASE)
+_ALREADY_EXISTS = re.compile(r"ALREADY_EXISTS|HTTPError 409")
 
 
 class SliceParams(Section):
@@ -194,6 +195,10 @@ class PassingTrouble(Exception):
     """The cloud has no capacity, or does not answer: the same call may go through later."""
 
 
+class AlreadyExists(UserError):
+    """There is a slice of that name."""
+
+
 class Gcloud:
     """The slices of one project and zone, by the command `gcloud`."""
 
@@ -213,7 +218,8 @@ class Gcloud:
 
         Raises:
           PassingTrouble: No capacity, or no answer.
-          UserError: The cloud refuses: no permission, no quota, no such type.
+          AlreadyExists: There is one of that name.
+          UserError: The cloud refuses: no permission, no quota, no such type or zone.
         """
         options = [
             f"--node-id={name}",
@@ -227,7 +233,10 @@ class Gcloud:
         for key in ("network", "subnetwork", "service_account"):
             value = getattr(params, key)
             options += [f"--{key.replace('_', '-')}={value}"] if value else []
-        self._queued_resources("create", name, *options)
+        try:
+            self._queued_resources("create", name, *options)
+        except _NotFound as error:
+            raise UserError(f"the cloud refuses the slice {name}: {error}") from None
 
     def describe(self, name: str) -> Slice | None:
         """One slice; None where there is none of that name.
@@ -243,8 +252,16 @@ class Gcloud:
         return Slice.from_json(json.loads(printed))
 
     def list(self) -> "list[Slice]":
-        """All slices that this project's launchers asked for, whatever store they write to."""
-        printed = self._queued_resources("list", "--format=json")
+        """All slices that this project's launchers asked for, whatever store they write to.
+
+        Raises:
+          PassingTrouble: No answer.
+          UserError: The cloud refuses, or has no such project or zone.
+        """
+        try:
+            printed = self._queued_resources("list", "--format=json")
+        except _NotFound as error:
+            raise UserError(f"the cloud has no slices there: {error}") from None
         found = (Slice.from_json(each) for each in json.loads(printed or "[]"))
         return [each for each in found if each.name.startswith(NAME_PREFIX)]
 
@@ -295,17 +312,23 @@ def call(arguments: Sequence[str]) -> str:
       UserError: It will not.
     """
     # In a session of its own: Ctrl-C is for the launcher, which still has to delete things.
-    done = subprocess.run(
-        ["gcloud", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    try:
+        done = subprocess.run(
+            ["gcloud", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        # It is just being updated, or there is no memory for it.
+        raise PassingTrouble(f"gcloud could not be started: {error}") from None
     if done.returncode == 0:
         return done.stdout
     message = done.stderr.strip() or f"exit status {done.returncode}"
+    if _ALREADY_EXISTS.search(message):
+        raise AlreadyExists(f"gcloud {' '.join(arguments[:4])}: {message}")
     if _NOT_FOUND.search(message):
         raise _NotFound(message)
     if _PASSING.search(message) and not is_refusal(message):

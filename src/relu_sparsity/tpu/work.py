@@ -12,7 +12,7 @@ from relu_sparsity.params import MASKS, Params
 from relu_sparsity.runs import resolve
 from relu_sparsity.store import newest_step
 from relu_sparsity.tpu.slice_job import EXPECTED, JobDescription, SliceJob, write_bundle
-from relu_sparsity.tpu.slices import SliceParams, slice_name
+from relu_sparsity.tpu.slices import SliceParams, owner_of, slice_name
 
 _CODE = (Path("src"), Path("params.yaml"), Path("requirements-tpu.txt"))
 _STARTUP = Path(__file__).with_name("startup.sh")
@@ -45,9 +45,9 @@ class Work:
             self._done_file = self.store.branch(step) / "units.npz"
             self._checkpoints = self.store.replay(step) / "checkpoints"
             words = [f"step{step}"]
-        name = slice_name(
-            params.scale, made.name, f"seed{seed}", *words, self.store.folder.name[:8]
-        )
+        # Somebody else's slice in the same project may be for the same run, and another store.
+        which = owner_of(store_root())[:6] + self.store.folder.name[:8]
+        name = slice_name(params.scale, made.name, f"seed{seed}", *words, which)
         self.slice_job = SliceJob(store_root() / "jobs" / name)
 
     def is_done(self) -> bool:

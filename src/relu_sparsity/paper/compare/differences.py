@@ -172,7 +172,7 @@ def _parameter_changes(first: Params, second: Params, shared: Iterable[str]) -> 
         _flat(
             {
                 name: getattr(params, name).model_dump(mode="json")
-                for name in ("claims", "resources")
+                for name in ("claims", "pruning", "resources")
             }
         )
         for params in (first, second)

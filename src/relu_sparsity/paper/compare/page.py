@@ -1,6 +1,7 @@
 """The page that shows what differs between two revisions, as HTML and as Markdown."""
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,12 @@ from relu_sparsity.paper.figures import STYLE, average_neighbours, label_ends, l
 
 
 def write_comparison(
-    repository: Path, first: str, second: str | None, target: Path, scale: str | None = None
+    repository: Path,
+    first: str,
+    second: str | None,
+    target: Path,
+    scale: str | None = None,
+    stale: Collection[Path] = (),
 ) -> list[Path]:
     """Writes what differs between two revisions, as a self-contained HTML page and as Markdown.
 
@@ -39,6 +45,7 @@ def write_comparison(
       second: Another one; None is the working tree.
       target: The page, `.html`. The Markdown lies beside it.
       scale: The scale to compare; None takes `scale` of each revision's params.yaml.
+      stale: Files of the working tree that are not results of its parameters.
 
     Returns:
       The page and the Markdown.
@@ -50,7 +57,7 @@ def write_comparison(
     if target.suffix != ".html":
         raise UserError(f"{target}: allowed: a name that ends in .html")
     revisions = [
-        working_tree(repository, scale)
+        working_tree(repository, scale, stale)
         if name is None
         else commit_revision(repository, name, scale)
         for name in (first, second)

@@ -9,7 +9,7 @@ import io
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,14 +154,21 @@ class _CommitFiles:
         return None
 
 
-def working_tree(repository: Path, scale: str | None) -> Revision:
+def working_tree(repository: Path, scale: str | None, stale: Collection[Path] = ()) -> Revision:
     """Reads the working tree.
+
+    Args:
+      repository: The project's folder.
+      scale: The scale; None takes that of params.yaml.
+      stale: Files that are not results of its parameters: they count as not there.
 
     Raises:
       UserError: Its params.yaml is missing or not valid.
     """
 
     def read(path: Path) -> bytes:
+        if path in stale:
+            raise _AbsentError("not of the parameters, code and packages now: not made again yet")
         try:
             return (repository / path).read_bytes()
         except OSError:
