@@ -87,7 +87,8 @@ class Cloud:
 
     def calls(self) -> list[str]:
         """Every call of the command so far."""
-        return (self.folder / "calls.log").read_text().splitlines()
+        path = self.folder / "calls.log"
+        return path.read_text().splitlines() if path.exists() else []
 
     def preempt(self, name: str) -> None:
         """Takes a slice away, as happens to spot ones."""
