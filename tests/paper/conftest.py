@@ -28,7 +28,7 @@ def results_dir(tmp_path_factory, params) -> Path:
 @pytest.fixture(scope="session")
 def loaded_runs(results_dir, params) -> dict[str, dict[int, RunHistory]]:
     """The runs of `results_dir`. Do not change them."""
-    return load_runs(results_dir, {name: run.seeds for name, run in params.runs.items()})
+    return load_runs(results_dir, {name: run.seeds for name, run in params.paper_runs.items()})
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def sensitivity(tmp_path_factory):
     layout = layout_of(folder)
     for choice in params.choices:
         if choice not in ("rmsnorm", "no_decay"):
-            shutil.rmtree(layout.run(choice, 0))
+            shutil.rmtree(layout.run(choice, 0).parent)
     write_sensitivity(params, layout)
     return params, layout
 
