@@ -4,7 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
-from paper_runs import write_paper_results
+from paper_runs import layout_of, write_paper_results
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
@@ -18,10 +18,11 @@ from relu_sparsity.provenance import record_keys
 from relu_sparsity.publication import PUBLISHED_METRICS, publish, verify
 
 
-@pytest.fixture
-def scale(tmp_path):
-    """A scale of two seeds with all its small results, and where they are."""
-    params, layout = write_paper_results(tmp_path / "test")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A scale of two seeds with all its small results."""
+    folder = tmp_path_factory.mktemp("made") / "test"
+    params, layout = write_paper_results(folder)
     for table in TABLES:
         write_table(params, layout, table)
     for figure in ("fig01", "fig02", "fig03", "fig04"):
@@ -31,7 +32,15 @@ def scale(tmp_path):
     write_claims(params, layout)
     write_summary(params, layout)
     record_all(params, layout)
-    return params, layout
+    return params, folder
+
+
+@pytest.fixture
+def scale(made, tmp_path):
+    """A copy of it, and where its files are."""
+    params, folder = made
+    shutil.copytree(folder, tmp_path / "test")
+    return params, layout_of(tmp_path / "test")
 
 
 def record_all(params, layout):

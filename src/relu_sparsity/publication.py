@@ -19,7 +19,7 @@ from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
 from relu_sparsity.jobs import job_table, require_results
 from relu_sparsity.paper.catalog import FIGURES, MAIN_TEXT, OWN_RUNS, PRUNING
-from relu_sparsity.provenance import Digests, read_record
+from relu_sparsity.provenance import Digests
 
 if TYPE_CHECKING:
     from relu_sparsity.layout import Layout
@@ -184,30 +184,23 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
         target = partial / path.relative_to(layout.results)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    for path in [*kept, *_not_written_here(folder)]:
+    for path in (*kept, *_not_written_here(folder)):
         target = partial / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
-        if (
-            path in kept
-            and path.suffix == ".md"
-            and _EARLIER not in (text := path.read_text(encoding="utf-8"))
-        ):
-            write_text(target, f"{text}\n{_EARLIER}\n")
+    for path in kept:
+        if path.suffix == ".md" and _EARLIER not in (text := path.read_text(encoding="utf-8")):
+            write_text(partial / path.relative_to(folder), f"{text}\n{_EARLIER}\n")
     write_text(partial / _NUMBERS, read_numbers(params, layout).to_csv(index=False))
     write_text(partial / _PARAMETERS, yaml.safe_dump(_parameters(params), sort_keys=False))
     made_from = {}
-    for name, seed in (
-        (name, seed) for name, run in params.paper_runs.items() for seed in run.seeds
-    ):
-        path = layout.run(name, seed) / "run.json"
-        record = read_record(path)
-        environment = read_json(path)["environment"]
-        made_from[f"{name}/seed{seed}"] = {
-            "fingerprint": record and record.fingerprint,
-            "packages": record and record.made_from["packages"],
-            "environment": environment,
-        }
+    for job in shown:
+        if job.rule == "train":
+            made_from[job.name.removeprefix("train/")] = {
+                "fingerprint": job.fingerprint.hash,
+                "packages": job.fingerprint.packages,
+                "environment": read_json(job.record)["environment"],
+            }
     write_json(partial / _MADE_FROM, made_from)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
