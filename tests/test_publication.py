@@ -17,6 +17,8 @@ from relu_sparsity.paper.verdicts import write_claims
 from relu_sparsity.provenance import record_keys
 from relu_sparsity.publication import PUBLISHED_METRICS, publish, verify
 
+BASELINES = [("baseline", 0), ("baseline", 1)]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -59,8 +61,8 @@ def with_weight_decay(params, run, weight_decay):
     return params.model_copy(update={"runs": runs})
 
 
-def edit_metrics(params, layout, run, seeds, change):
-    for seed in seeds:
+def edit_metrics(params, layout, jobs, change):
+    for run, seed in jobs:
         path = layout.run(run, seed) / "metrics.json"
         metrics = read_json(path)
         change(metrics)
@@ -96,9 +98,9 @@ def test_a_number_beyond_the_spread_of_seeds_is_named(scale, tmp_path):
     def shift(metrics, by):
         metrics["loss"] += by
 
-    edit_metrics(params, layout, "baseline", (0, 1), lambda metrics: shift(metrics, near))
+    edit_metrics(params, layout, BASELINES, lambda metrics: shift(metrics, near))
     assert verify(params, layout, tmp_path / "published").passed
-    edit_metrics(params, layout, "baseline", (0, 1), lambda metrics: shift(metrics, 0.3 * near))
+    edit_metrics(params, layout, BASELINES, lambda metrics: shift(metrics, 0.3 * near))
     found = verify(params, layout, tmp_path / "published")
     assert [(each.run, each.layer, each.metric) for each in found.deviations] == [
         ("baseline", "all", "loss")
@@ -116,8 +118,8 @@ def test_a_unit_more_where_seeds_had_none_is_no_deviation(scale, tmp_path):
             for layer in (key for key in metrics if key.startswith("layer")):
                 metrics[layer]["turned_on"] = share
 
-        for name, run in params.paper_runs.items():
-            edit_metrics(params, layout, name, run.seeds, change)
+        jobs = [job for job in params.jobs() if job[0] in params.paper_runs]
+        edit_metrics(params, layout, jobs, change)
 
     turn_on(0.0)
     publish(params, layout, tmp_path / "published")
@@ -216,7 +218,7 @@ def test_single_numbers_that_are_missing_are_named(scale, tmp_path):
     def drop(metrics):
         del metrics["layer3"]
 
-    edit_metrics(params, layout, "depth_14", (0, 1), drop)
+    edit_metrics(params, layout, [("depth_14", 0), ("depth_14", 1)], drop)
     found = verify(params, layout, tmp_path / "published")
     assert not found.passed
     assert "depth_14, layer 3: batch_use" in found.missing
