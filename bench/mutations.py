@@ -319,7 +319,7 @@ MUTATIONS = {
     ),
     "edited": Mutation(
         "a job runs the code that its server imported, and is said to be made by that on disk",
-        "forkserver.py", "is_other or _versions() != self._versions", "is_other",
+        "forkserver.py", "is_other or not self._is_of_now()", "is_other",
         "test_forkserver.py",
     ),
     "alike": Mutation(
@@ -371,6 +371,54 @@ MUTATIONS = {
     "one_program": Mutation(
         "runs of few steps keep every step", "training/loop.py",
         "if step in self._recorded:", "if output.unit_use is not None:", "training/test_loop.py",
+    ),
+    # Results that are not what they are taken for.
+    "stale_published": Mutation(
+        "results of other parameters are published", "publication.py",
+        "    require_results(shown, params.scale)", "    require_results([], params.scale)",
+        "test_publication.py",
+    ),
+    "notes": Mutation(
+        "a reader's notes beside what is published are lost", "publication.py",
+        "for path in (*kept, *_not_written_here(folder)):", "for path in kept:",
+        "test_publication.py",
+    ),
+    "lacking": Mutation(
+        "numbers that are not there agree with the published ones", "publication.py",
+        "lacking = published.index.difference(own.index)", "lacking = published.index[:0]",
+        "test_publication.py",
+    ),
+    "stale_compared": Mutation(
+        "two commits are compared by results of other parameters", "paper/compare/revisions.py",
+        "if path in stale:", "if path in ():", "paper/test_compare.py",
+    ),
+    "whose_text": Mutation(
+        "a mask is taken of a parent on another text", "jobs.py",
+        "            table[before].after\n", "            ()\n", "workflow/test_plan.py",
+    ),
+    "accepted_before": Mutation(
+        "results after those that were accepted before are refused", "accept.py",
+        'before[job.name] = {told["fingerprint"] for told in history}', "before[job.name] = set()",
+        "workflow/test_plan.py",
+    ),
+    "whose_slice": Mutation(
+        "a slice of another store is taken over", "tpu/work.py",
+        "which = owner_of(store_root())[:6] + self.store.folder.name[:8]",
+        "which = self.store.folder.name[:8]", "tpu/test_work.py",
+    ),
+    "editor": Mutation(
+        "an editor's lock file ends everybody's jobs", "forkserver.py",
+        "except (OSError, metadata.PackageNotFoundError):", "except metadata.PackageNotFoundError:",
+        "test_forkserver.py",
+    ),
+    "pulled": Mutation(
+        "what was pulled counts as not started", "status.py",
+        "if has_results or store.is_finished():", "if store.is_finished():", "test_status.py",
+    ),
+    "given_up": Mutation(
+        "a workflow waits for what has failed", "dag_view.py",
+        "given_up = self._failed - running.keys()", "given_up: set[str] = set()",
+        "test_dag_view.py",
     ),
 }  # fmt: skip
 
