@@ -394,12 +394,12 @@ MUTATIONS = {
     ),
     "whose_text": Mutation(
         "a mask is taken of a parent on another text", "jobs.py",
-        "            table[before].after\n", "            ()\n", "workflow/test_plan.py",
+        "            table[before].after\n", "            ()\n", "test_jobs.py",
     ),
     "accepted_before": Mutation(
         "results after those that were accepted before are refused", "accept.py",
         'before[job.name] = {told["fingerprint"] for told in history}', "before[job.name] = set()",
-        "workflow/test_plan.py",
+        "test_accept.py",
     ),
     "whose_slice": Mutation(
         "a slice of another store is taken over", "tpu/work.py",

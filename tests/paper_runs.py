@@ -8,12 +8,14 @@ import numpy as np
 import yaml
 
 from relu_sparsity.files import read_json, write_json
+from relu_sparsity.jobs import job_table
 from relu_sparsity.layout import Layout
 from relu_sparsity.metrics import METRICS
 from relu_sparsity.paper.extract import write_metrics
 from relu_sparsity.paper.published import published
 from relu_sparsity.params import Params
 from relu_sparsity.params_file import parse_params
+from relu_sparsity.provenance import record_keys
 from relu_sparsity.training.history import History
 
 REPOSITORY = Path(__file__).parents[1]
@@ -199,3 +201,11 @@ def write_paper_results(folder: Path) -> tuple[Params, Layout]:
             write_json(path, read_json(path) | {"environment": {"device_kind": "cpu"}})
             write_metrics(params, layout, name, seed)
     return params, layout
+
+
+def record_all(params: Params, layout: Layout) -> None:
+    """Lets all results that are there be those of the parameters."""
+    for job in job_table(params, layout).values():
+        if all(path.is_file() for path in job.outputs):
+            told = read_json(job.record) if job.record.is_file() else {}
+            write_json(job.record, told | record_keys(job.fingerprint, job.outputs))

@@ -4,17 +4,15 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
-from paper_runs import layout_of, write_paper_results
+from paper_runs import layout_of, record_all, write_paper_results
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
-from relu_sparsity.jobs import job_table
 from relu_sparsity.paper.catalog import PRUNING, TABLES
 from relu_sparsity.paper.figures import write_figure
 from relu_sparsity.paper.summary import write_summary
 from relu_sparsity.paper.tables import write_table
 from relu_sparsity.paper.verdicts import write_claims
-from relu_sparsity.provenance import record_keys
 from relu_sparsity.publication import PUBLISHED_METRICS, publish, verify
 
 BASELINES = [("baseline", 0), ("baseline", 1)]
@@ -43,14 +41,6 @@ def scale(made, tmp_path):
     params, folder = made
     shutil.copytree(folder, tmp_path / "test")
     return params, layout_of(tmp_path / "test")
-
-
-def record_all(params, layout):
-    """All results that are there are those of the parameters."""
-    for job in job_table(params, layout).values():
-        if all(path.is_file() for path in job.outputs):
-            told = read_json(job.record) if job.record.is_file() else {}
-            write_json(job.record, told | record_keys(job.fingerprint, job.outputs))
 
 
 def with_weight_decay(params, run, weight_decay):

@@ -230,21 +230,3 @@ def test_names_the_package_that_changed_and_accepts_the_results_if_asked_to(proj
     actions = {name: job["action"] for name, job in jobs(project).items()}
     assert actions["train/baseline/seed0"] == "export from the store"
     assert actions["mask/masked/seed0"] == "make"
-
-
-def test_accepting_that_was_stopped_goes_on(project):
-    """What comes after a result that was accepted before names what that was then."""
-    fingerprint = project.folder / "src/relu_sparsity/fingerprint.py"
-    source = fingerprint.read_text()
-    upgraded = 'return "99.0" if package == "numpy" else metadata.version(package)'
-    fingerprint.write_text(source.replace("return metadata.version(package)", upgraded))
-    before = project.result_bytes()
-    whole = json.loads(project.run("relu_sparsity.cli", "accept", "--json"))
-    kept = ("data/", "runs/baseline/", "runs/round1/")
-    for name, content in before.items():
-        if not name.startswith(kept):
-            (project.results / name).write_bytes(content)
-    again = json.loads(project.run("relu_sparsity.cli", "accept", "--json"))
-    assert {"train/masked/seed0", "train/round2/seed1", "table/table1", "report"} <= again.keys()
-    assert "train/baseline/seed0" in whole.keys() - again.keys()
-    assert not jobs(project)

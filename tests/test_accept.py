@@ -1,0 +1,62 @@
+"""Results of other versions of packages that are kept."""
+
+import shutil
+
+import pytest
+from paper_runs import record_all, write_paper_results
+
+from relu_sparsity import fingerprint
+from relu_sparsity.accept import accept_other_versions
+from relu_sparsity.files import read_json, write_text
+from relu_sparsity.jobs import job_table
+from relu_sparsity.provenance import Digests
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Runs and metrics that another NumPy made."""
+    monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
+    params, layout = write_paper_results(tmp_path / "test")
+    for name, seed in params.jobs():
+        if params.runs[name].sensitivity:
+            shutil.rmtree(layout.run(name, seed))
+    for job in job_table(params, layout).values():
+        if job.rule in ("tokenizer", "data", "widths"):
+            for path in job.outputs:
+                write_text(path, job.name)
+    version = fingerprint._version
+    with monkeypatch.context() as before:
+        before.setattr(
+            fingerprint, "_version", lambda name: "0.1" if name == "numpy" else version(name)
+        )
+        record_all(params, layout)
+    return params, layout
+
+
+def stale(params, layout):
+    made = (job for job in job_table(params, layout).values() if job.record.is_file())
+    return [job.name for job in made if job.problems(Digests())]
+
+
+def test_results_of_another_version_are_kept_and_say_so(results):
+    params, layout = results
+    assert len(stale(params, layout)) > 40
+    accepted = accept_other_versions(params, layout)
+    assert stale(params, layout) == []
+    assert accepted["train/baseline/seed0"] == {"numpy": "0.1"}
+    (told,) = read_json(layout.run("baseline", 0) / "run.json")["accepted"]
+    assert told["numpy"] == "0.1"
+    assert accept_other_versions(params, layout) == {}
+
+
+def test_a_call_that_was_stopped_is_finished_by_the_next(results):
+    """What comes after a result that was accepted names what that was before."""
+    params, layout = results
+    records = [job.record for job in job_table(params, layout).values() if job.record.is_file()]
+    before = {path: path.read_bytes() for path in records}
+    whole = accept_other_versions(params, layout)
+    for path in records[len(records) // 3 :]:
+        path.write_bytes(before[path])
+    again = accept_other_versions(params, layout)
+    assert 0 < len(again) < len(whole)
+    assert stale(params, layout) == []

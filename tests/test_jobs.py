@@ -1,0 +1,46 @@
+"""What a job checks of the results that it reads."""
+
+from pathlib import Path
+
+import pytest
+
+from relu_sparsity.errors import UserError
+from relu_sparsity.files import write_json, write_text
+from relu_sparsity.jobs import job_table, require_current
+from relu_sparsity.layout import Layout
+from relu_sparsity.params_file import load_params
+from relu_sparsity.provenance import record_keys
+
+
+@pytest.fixture
+def table(tmp_path):
+    return job_table(load_params(Path("params.yaml"), "smoke"), Layout("smoke", root=tmp_path))
+
+
+def make(job):
+    for path in job.outputs:
+        write_text(path, job.name)
+    write_json(job.record, record_keys(job.fingerprint, job.outputs))
+
+
+def test_a_mask_needs_the_text_and_not_the_results_of_its_parent(table):
+    """The store has the parent's checkpoint, or the parent is trained up to it, on this text."""
+    job = table["mask/masked/seed0"]
+    with pytest.raises(UserError, match=r"tokenizer.model: is missing; run 'relu-sparsity token"):
+        require_current(job, table, "smoke")
+    for name in ("tokenizer", "data"):
+        make(table[name])
+    assert require_current(job, table, "smoke") == set()
+    write_text(table["tokenizer"].outputs[0], "of another text")
+    with pytest.raises(UserError, match=r"tokenizer.model: was changed after it was written"):
+        require_current(job, table, "smoke")
+
+
+def test_what_is_extracted_needs_the_run(table):
+    for name in ("tokenizer", "data"):
+        make(table[name])
+    job = table["extract/baseline/seed0"]
+    with pytest.raises(UserError, match=r"is missing; run 'relu-sparsity train --run baseline"):
+        require_current(job, table, "smoke")
+    make(table["train/baseline/seed0"])
+    assert require_current(job, table, "smoke") == set()
