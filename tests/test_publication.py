@@ -187,6 +187,18 @@ def test_results_of_other_parameters_are_neither_published_nor_verified(scale, t
     assert (folder / "params.yaml").read_text() == before
 
 
+def test_results_of_other_versions_that_were_kept_say_so(scale, tmp_path):
+    params, layout = scale
+    path = layout.run("baseline", 0) / "run.json"
+    kept = [{"fingerprint": "of then", "numpy": "0.1"}]
+    write_json(path, read_json(path) | {"accepted": kept})
+    publish(params, layout, tmp_path / "published")
+    told = read_json(tmp_path / "published/made_from.json")
+    assert told["baseline/seed0"]["accepted"] == kept
+    assert "accepted" not in told["baseline/seed1"]
+    assert told["baseline/seed1"]["environment"] == {"device_kind": "cpu"}
+
+
 def test_only_what_publish_wrote_is_replaced(scale, tmp_path):
     params, layout = scale
     folder = tmp_path / "published"

@@ -196,10 +196,12 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
     made_from = {}
     for job in shown:
         if job.rule == "train":
+            told = read_json(job.record)
+            # Which other versions made it, where `accept` has kept it, belongs to what made it.
             made_from[job.name.removeprefix("train/")] = {
                 "fingerprint": job.fingerprint.hash,
                 "packages": job.fingerprint.packages,
-                "environment": read_json(job.record)["environment"],
+                **{key: told[key] for key in ("environment", "accepted") if key in told},
             }
     write_json(partial / _MADE_FROM, made_from)
     shutil.rmtree(folder, ignore_errors=True)
