@@ -112,6 +112,17 @@ def test_an_experiment_takes_lines_in_the_file_only(document):
     assert run.config.optimizer.peak_lr == 1e-4
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_width_for_each_layer_goes_to_json_and_back(document):
+    widths = [256, 74, 130, 115, 125, 138]
+    document["runs"]["ragged"] = {"model": {"mlp_dim": widths}}
+    config = parse_params(document, FILE).run("ragged").config
+    assert config.model.mlp_dims == tuple(widths)
+    written = config.model_dump(mode="json")
+    assert written["model"]["mlp_dim"] == widths
+    assert type(config).model_validate(written) == config
+
+
 BAD = [
     ("scales.smoke.model.num_layers", 0, "scales.smoke.model.num_layers: 0: .*greater than 0"),
     ("scales.smoke.model.num_layers", 2.5, "scales.smoke.model.num_layers: 2.5: .*integer"),

@@ -6,10 +6,10 @@ A key's docstring is what the reference, the JSON schema and editors say of it.
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PlainValidator,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -32,7 +32,7 @@ def _widths(value: Any) -> Any:
 
 MlpDim = Annotated[
     int | tuple[int, ...] | None,
-    PlainValidator(_widths, json_schema_input_type=PositiveInt | list[PositiveInt]),
+    BeforeValidator(_widths, json_schema_input_type=PositiveInt | list[PositiveInt]),
 ]
 
 
