@@ -93,6 +93,19 @@ def test_a_run_under_way(store):
     assert "1 run: 1 training" in lines
 
 
+def test_what_each_layer_uses_is_shown_while_a_run_trains(store):
+    use = {"token_use": [0.41, 0.068, 0.004], "batch_use": [1.0, 0.793, 0.71]}
+    write_progress(store, unit_use=use)
+    told = of_baseline()
+    assert told.unit_use == use
+    (line,) = re.findall("^baseline.*", "\n".join(status.as_lines([told], use=True)), re.MULTILINE)
+    assert line.endswith("  41 7 0                    100 79 71")
+    assert "tokens/s" not in "".join(status.as_lines([told], use=True))
+    # A run of an earlier version did not tell.
+    write_progress(store)
+    assert "baseline" in "".join(status.as_lines([of_baseline()], use=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "state"),
     [

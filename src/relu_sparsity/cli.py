@@ -173,6 +173,9 @@ def plan(
 def status(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
+    use: Annotated[
+        bool, typer.Option("--use", help="Show the units that each layer uses, not the speed.")
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show it in the terminal until Ctrl-C.")
     ] = False,
@@ -184,7 +187,7 @@ def status(
 
     params, layout = _load(params_file, scale)
     if watch and not as_json and sys.stdout.isatty():
-        status.watch(params, every)
+        status.watch(params, every, use=use)
         return
     if watch:
         log.warning("--watch wants a terminal, and no --json: this is how far the runs are now")
@@ -194,7 +197,7 @@ def status(
         told = {"scale": params.scale, "runs": status.as_json(found), "removed": removed}
         print(json.dumps(told, indent=1))
         return
-    print(*status.as_lines(found), sep="\n")
+    print(*status.as_lines(found, use=use), sep="\n")
     if removed:
         print("params.yaml no longer has, see 'relu-sparsity tidy':", *removed)
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ class RunStatus:
       loss: The newest training loss, in nats.
       heldout_loss: The newest held-out loss, in nats.
       unigram_loss: The held-out loss of how often each token occurs, in nats.
+      unit_use: The newest of a batch by metric, layer by layer: fractions from 0 to 1.
       tokens_per_second: Over the last steps, by all devices together.
       input_share: The share of the last steps' time in which the first host's devices waited for
         input.
@@ -60,6 +61,7 @@ class RunStatus:
     loss: float | None = None
     heldout_loss: float | None = None
     unigram_loss: float | None = None
+    unit_use: dict[str, list[float]] | None = None
     tokens_per_second: float | None = None
     input_share: float | None = None
     mfu: float | None = None
@@ -94,19 +96,20 @@ def run_status(run: Run) -> RunStatus:
     return _status(run, {})
 
 
-def watch(params: Params, every: float) -> None:
+def watch(params: Params, every: float, *, use: bool = False) -> None:
     """Shows the status in the terminal until Ctrl-C.
 
     Args:
       params: The scale.
       every: Seconds between two looks.
+      use: What each layer uses, in the place of speed and machine.
     """
     from rich.live import Live
     from rich.text import Text
 
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         while True:
-            lines = "\n".join(as_lines(all_status(params)))
+            lines = "\n".join(as_lines(all_status(params), use=use))
             live.update(Text(lines, no_wrap=True, overflow="ellipsis"), refresh=True)
             time.sleep(every)
 
@@ -129,7 +132,10 @@ def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
     run, seed, store = resolved.name, resolved.seed, resolved.store
     num_steps = resolved.config.training.num_steps
     known = json.loads(store.progress.read_text()) if store.progress.exists() else {}
-    shown = ("loss", "heldout_loss", "unigram_loss", "tokens_per_second", "input_share", "mfu")
+    shown = (
+        "loss", "heldout_loss", "unigram_loss", "unit_use", "tokens_per_second", "input_share",
+        "mfu",
+    )  # fmt: skip
     told: dict[str, Any] = {key: known.get(key) for key in shown}
     where = _where(known)
     record = read_record(resolved.job.record)
@@ -194,48 +200,28 @@ def _where(known: dict[str, Any]) -> str:
     return f"{place}: {known['num_devices']} {known['device_kind']}{hosts}"
 
 
-def as_lines(statuses: Sequence[RunStatus]) -> Iterator[str]:
-    """A table for people to read."""
+def as_lines(statuses: Sequence[RunStatus], *, use: bool = False) -> Iterator[str]:
+    """A table for people to read.
+
+    Args:
+      statuses: The runs.
+      use: What each layer uses, in the place of speed and machine.
+    """
     from tabulate import tabulate
 
-    header = [
-        "run",
-        "seed",
-        "state",
-        "step",
-        "loss",
-        "held-out",
-        "tokens/s",
-        "waits for input",
-        "MFU",
-        "left",
-        "heard",
-        "where",
-    ]
-    rows = [
-        [
-            each.run,
-            each.seed,
-            each.state,
-            f"{each.step:,} of {each.num_steps:,}",
-            "" if each.loss is None else f"{each.loss:.4f}",
-            _heldout(each),
-            "" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}",
-            "" if each.input_share is None else f"{each.input_share:.0%}",
-            "" if each.mfu is None else f"{each.mfu:.1%}",
-            "" if each.seconds_left is None else duration(each.seconds_left),
-            "" if each.seconds_since is None else f"{duration(each.seconds_since)} ago",
-            each.message or each.where,
-        ]
-        for each in statuses
-    ]
-    yield tabulate(rows, header, tablefmt="plain", disable_numparse=True)
+    columns = _USE_COLUMNS if use else _COLUMNS
+    rows = [[column(each) for column in columns.values()] for each in statuses]
+    yield tabulate(rows, list(columns), tablefmt="plain", disable_numparse=True)
     states = [each.state for each in statuses]
     by_state = (f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     yield f"\n{counted(len(states), 'run')}: {', '.join(by_state)}"
     used = [each.usage for each in statuses if each.usage is not None]
     if used:
         yield f"Used so far: {Usage.sum(used)}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _heldout(told: RunStatus) -> str:
@@ -245,6 +231,36 @@ def _heldout(told: RunStatus) -> str:
     if told.unigram_loss is not None and told.heldout_loss > told.unigram_loss - UNIGRAM_LEVEL:
         return f"{loss}, as unigrams"
     return loss
+
+
+def _use(told: RunStatus, metric: str) -> str:
+    by_layer = (told.unit_use or {}).get(metric, [])
+    return " ".join(f"{100 * share:.0f}" for share in by_layer)
+
+
+_Columns = dict[str, Callable[[RunStatus], str]]
+_FIRST_COLUMNS: _Columns = {
+    "run": lambda told: told.run,
+    "seed": lambda told: str(told.seed),
+    "state": lambda told: told.state,
+    "step": lambda told: f"{told.step:,} of {told.num_steps:,}",
+    "loss": lambda told: _number(told.loss, ".4f"),
+    "held-out": _heldout,
+}
+_COLUMNS: _Columns = _FIRST_COLUMNS | {
+    "tokens/s": lambda told: _number(told.tokens_per_second, ",.0f"),
+    "waits for input": lambda told: _number(told.input_share, ".0%"),
+    "MFU": lambda told: _number(told.mfu, ".1%"),
+    "left": lambda told: "" if told.seconds_left is None else duration(told.seconds_left),
+    "heard": lambda told: (
+        "" if told.seconds_since is None else f"{duration(told.seconds_since)} ago"
+    ),
+    "where": lambda told: told.message or told.where,
+}
+_USE_COLUMNS: _Columns = _FIRST_COLUMNS | {
+    "token use by layer (%)": lambda told: _use(told, "token_use"),
+    "batch use by layer (%)": lambda told: _use(told, "batch_use"),
+}
 
 
 def as_json(statuses: Sequence[RunStatus]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """TensorBoard's events, read back from the files."""
 
+import json
 import struct
 import sys
 from types import SimpleNamespace
@@ -72,6 +73,10 @@ def test_a_run_that_goes_on_has_every_point_once(
         assert steps == (3, 6, 9, 12, 14)
         assert set(np.float32(numbers)) <= set(np.float32(use[:, layer]))
     assert written(history) == expected
+    # What `relu-sparsity status` shows is the newest of what was measured.
+    told = json.loads((tmp_path / "run/progress.json").read_text())["unit_use"]
+    assert set(told) == set(METRICS)
+    assert np.float32(told["batch_use"]).tolist() in np.float32(use).tolist()
 
 
 def test_without_the_package_it_says_what_to_install(make_job, with_events, monkeypatch):

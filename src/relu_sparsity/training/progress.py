@@ -207,17 +207,23 @@ class Progress:
                 )
             if not math.isnan(loss):
                 self._known["loss"] = loss
+            use: dict[str, list[float]] = {}
+            if unit_use is not None:
+                use = {
+                    metric: list(map(float, by_layer))
+                    for metric, by_layer in zip(METRICS, unit_use.T, strict=True)
+                }
+                self._known["unit_use"] = use
             self._write_state("training")
             speed = self._tokens_per_second
-            self._write_events({"training/loss": loss, "training/tokens_per_second": speed})
-            if unit_use is not None:
-                self._write_events(
-                    {
-                        f"{metric}/layer{layer}": float(value)
-                        for layer, values in enumerate(unit_use)
-                        for metric, value in zip(METRICS, values, strict=True)
-                    }
-                )
+            self._write_events(
+                {"training/loss": loss, "training/tokens_per_second": speed}
+                | {
+                    f"{metric}/layer{layer}": value
+                    for metric, by_layer in use.items()
+                    for layer, value in enumerate(by_layer)
+                }
+            )
             if self._bar is None:
                 log.info(
                     "%s: step %d of %d, %s%s",
