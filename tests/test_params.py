@@ -71,10 +71,11 @@ def test_every_scale_has_every_experiment_parents_first(scale):
 def test_every_choice_differs_from_the_baseline_of_its_scale(scale):
     params = load_params(FILE, scale)
     assert len(params.choices) >= 15
+    with_seeds = ("mlp_dim_double", "paper_choices_decay_x10")
     base = params.runs["baseline"].config
     for run in params.choices.values():
         assert run.sensitivity
-        assert run.seeds == ((0, 1, 2) if run.name == "mlp_dim_double" else (0,))
+        assert run.seeds == ((0, 1, 2) if run.name in with_seeds else (0,))
         assert run.config != base, run.name
     assert "small_embeddings" not in load_params(FILE, "tpu").choices
     assert "small_embeddings" in load_params(FILE, "mini").choices
