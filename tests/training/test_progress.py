@@ -76,7 +76,8 @@ def test_a_run_that_goes_on_has_every_point_once(
     # What `relu-sparsity status` shows is the newest of what was measured.
     told = json.loads((tmp_path / "run/progress.json").read_text())["unit_use"]
     assert set(told) == set(METRICS)
-    assert np.float32(told["batch_use"]).tolist() in np.float32(use).tolist()
+    # A step is read while the next one runs.
+    assert np.float32(told["batch_use"]).tolist() in np.float32(use[-2:]).tolist()
 
 
 def test_without_the_package_it_says_what_to_install(make_job, with_events, monkeypatch):
