@@ -62,7 +62,15 @@ def test_a_job_without_a_slice_gives_up_after_max_wait_hours(controller):
     assert controller.cloud.slices() == {}
 
 
-def test_when_the_terminal_is_closed_nothing_is_left(controller):
+@pytest.fixture
+def in_a_terminal():
+    """What is started ends with its terminal, also where the tests run under `nohup`."""
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, inherited)
+
+
+def test_when_the_terminal_is_closed_nothing_is_left(controller, in_a_terminal):
     controller.cloud.fail_next(1000)
     launcher = controller.start(*LAUNCH)
     controller.wait_for(lambda: any(" create " in call for call in controller.cloud.calls()))
