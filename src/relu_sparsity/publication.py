@@ -320,16 +320,17 @@ def _by_number(numbers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _other_verdicts(layout: "Layout", folder: Path) -> dict[int, tuple[str, str]]:
-    def read(path: Path) -> dict[int, str]:
+    def read(path: Path, how_to_make_it: str) -> dict[int, str]:
         if not path.is_file():
-            raise UserError(
-                f"{path}: is missing; make the results of the scale first: "
-                f"make reproduce SCALE={layout.scale}"
-            )
+            raise UserError(f"{path}: is missing; {how_to_make_it}")
         claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
         return {claim["number"]: claim["verdict"] for claim in claims}
 
-    own, published = read(layout.results / "claims.json"), read(folder / "claims.json")
+    own = read(
+        layout.results / "claims.json",
+        f"make the results of the scale first: make reproduce SCALE={layout.scale}",
+    )
+    published = read(folder / "claims.json", "a folder that `relu-sparsity publish` wrote has it")
     return {
         number: (own[number], verdict)
         for number, verdict in published.items()

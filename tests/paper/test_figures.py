@@ -147,6 +147,9 @@ def test_a_claims_measurements_are_drawn_beside_the_papers(results):
     np.testing.assert_array_equal(paper.get_ydata(), ours.get_ydata())
     assert (ours.get_markerfacecolor(), paper.get_markerfacecolor()) == ("#000000", "none")
     assert len(drawn[19]) == 2 * 4, "four learning rates, ours and the paper's"
+    labels = [line.get_label() for line in drawn[10]]
+    assert labels == ["lowest", "end"], "steps are no percentages"
+    assert [line.get_label() for line in drawn[9]] == ["drop step"]
     assert len(drawn[22]) == 2, "the paper has no numbers of its widths"
     without = {number for number, lines in drawn.items() if not lines}
     assert without == {11, 14, 15, 16, 18, 21, 26}

@@ -315,9 +315,73 @@ def test_a_first_layer_that_uses_everything_can_use_no_more(results):
         use(results, run, "batch_use")[:, 0] = 0.995
     decision = decide(results, 20)
     assert decision.verdict == "not decidable"
-    assert "layer 0 uses 99.5 % at the base rate" in decision.reason
+    assert decision.reason == "batch use of layer 0 is 99.5 %, and can rise no further"
     use(results, "lr_x1of3", "batch_use")[:] = 0.1
     assert decide(results, 20).verdict == "not reproduced", "use in all has to rise all the same"
+
+
+@pytest.mark.parametrize(
+    ("first_layer", "verdict"),
+    [
+        ((0.95, 1, 1), "not decidable"),
+        ((0.95, 0.94, 1), "not reproduced"),
+        ((0.95, 0.96, 1), "reproduced"),
+        ((0.995, 0.99, 1), "not decidable"),
+        ((0.995, 0.95, 1), "not reproduced"),
+    ],
+)
+def test_use_that_could_rise_and_does_not_is_a_finding(results, first_layer, verdict):
+    for run, share in zip(("baseline", "lr_x2of3", "lr_x1of3"), first_layer, strict=True):
+        use(results, run, "batch_use")[:, 0] = share
+    assert decide(results, 20).verdict == verdict
+
+
+@pytest.mark.parametrize("number", [22, 23])
+def test_where_every_unit_is_used_neither_width_nor_depth_can_raise_it(results, number):
+    for run in results.runs:
+        use(results, run, "batch_use")[:] = 1
+    decision = decide(results, number)
+    assert decision.verdict == "not decidable"
+    assert decision.reason == "batch use is 100.0 %, and can rise no further"
+    globals()[f"_break_{number}"](results)
+    assert decide(results, number).verdict == "not reproduced"
+
+
+def test_layers_that_tie_are_not_the_highest(results):
+    use(results, "baseline", "batch_use")[:, 1:] = 1
+    token_use = use(results, "baseline", "token_use")
+    token_use[:] = [0.38, 0.54, 0.53, 0.42, 0.29, 0.26]
+    assert decide(results, 5).verdict == "not reproduced"
+    use(results, "baseline", "batch_use")[:, 1:4] = 0.99
+    assert decide(results, 5).verdict == "reproduced"
+    token_use[:, 3] = 0.29
+    assert decide(results, 5).verdict == "not reproduced"
+
+
+@pytest.mark.parametrize("number", [25, 27])
+def test_dead_layers_do_not_make_a_claim_true(results, number):
+    for history in results.runs["baseline"].values():
+        for values in history.unit_use.values():
+            values[:, 3:] = 0
+    decision = decide(results, number)
+    assert decision.verdict == "not decidable"
+    assert decision.reason == "no unit of layer 3, 4, 5 is used"
+
+
+def test_the_first_layer_is_not_in_the_middle_of_three(results):
+    (history,) = results.runs["depth_14"].values()
+    model = history.config["model"] | {"num_layers": 3, "mlp_dims": [64] * 3}
+    shallow = replace(
+        history,
+        config=history.config | {"model": model},
+        unit_use={
+            metric: np.tile([0.1, 0.8, 0.8], (len(history.steps), 1)) for metric in history.unit_use
+        },
+    )
+    results.runs["depth_14"] = {0: shallow}
+    decision = decide(results, 24)
+    assert decision.verdict == "not reproduced"
+    assert decision.evidence["lowest_middle_layer"] == 1
 
 
 def test_seven_percent_of_the_steps_have_to_be_past_the_warm_up(tmp_path):

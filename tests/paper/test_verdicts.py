@@ -139,6 +139,36 @@ def test_seeds_that_disagree_decide_nothing(results):
     )
 
 
+def test_a_seed_that_decides_nothing_does_not_agree(results):
+    for run in ("baseline", "lr_x2of3", "lr_x1of3"):
+        with_seeds(results, run, 3)
+    full = results.runs["baseline"][2].unit_use["batch_use"]
+    full[:, 0] = 0.995
+    for run in ("lr_x2of3", "lr_x1of3"):
+        for history in results.runs[run].values():
+            history.unit_use["batch_use"][:, 0] = 0.996 if run == "lr_x2of3" else 0.997
+    decision = decide_claims(results)[19]
+    assert decision.verdict == "not decidable"
+    assert decision.reason == (
+        "the seeds disagree: on their mean it holds, with seed 2 alone it cannot be told"
+    )
+
+
+def test_runs_are_compared_on_the_seeds_that_they_share(results):
+    """As in the tutorial: the baseline has three seeds, and other widths only one."""
+    with_seeds(results, "baseline", 3)
+    own = results.runs["baseline"][0].unit_use["batch_use"]
+    # With its own seed the baseline uses more than half of the width, and on the mean less.
+    own[:] = 0.95
+    decision = decide_claims(results)[21]
+    assert (decision.verdict, decision.scope) == ("not reproduced", "for seed 0")
+    assert decision.evidence["batch_use"][0] == 95
+    del results.runs["baseline"][0]
+    decision = decide_claims(results)[21]
+    assert decision.verdict == "not decidable"
+    assert decision.reason == "baseline, width_x1of2, width_x1of4 share no seed"
+
+
 def test_a_rate_that_is_better_by_less_than_the_margin_is_a_tie(results):
     margin = results.params.claims.learning_rate_margin
     noise = np.linspace(-0.001, 0.001, 40)

@@ -135,6 +135,20 @@ def test_a_clone_pulls_the_results_and_trains_only_what_an_edit_touches(versione
     assert {name.split("/")[0] for name in trained_runs(clone)} == {"depth_10"}
 
 
+def test_a_run_that_is_taken_away_leaves_stale_for_dvc_what_showed_it(versioned, tmp_path):
+    """Its results stay, so only the parameters tell."""
+    project = versioned.copy(tmp_path / "project")
+    project.edit(lambda document: document["runs"].pop("depth_14"))
+    planned = set(project.planned())
+    assert {"claims", "summary", "figure", "report"} <= planned
+    # The report follows from those before it.
+    assert {"tables", "figures", "claims"} <= changed_stages(project)
+    project.run("dvc", "repro")
+    assert project.planned() == {}
+    assert "depth_14" not in (project.folder / "results/smoke/metrics.yaml").read_text()
+    assert "up to date" in project.run("dvc", "status")
+
+
 def test_a_comment_trains_nothing(versioned, tmp_path):
     project = versioned.copy(tmp_path / "project")
     model = project.folder / "src/relu_sparsity/model.py"

@@ -44,6 +44,11 @@ _NONE_TO_TURN_ON = (
     f"Not decidable where every layer has at least {100 - rules.AT_LIMIT:g} % of its units on at "
     "batch 0."
 )
+_NO_ROOM_TO_RISE = (
+    f"Not decidable where use could rise only from over {100 - rules.AT_LIMIT:g} %, where there is "
+    "no room."
+)
+_DEAD_LAYERS = "Not decidable where no unit of some layer is used."
 
 CLAIMS = (
     Claim(
@@ -85,7 +90,7 @@ CLAIMS = (
         "sections 1, 4.3, Table 1",
         "The layers that use the fewest units per token use the most per batch.",
         "The two layers with the lowest token use at convergence are the two with the highest "
-        "batch use.",
+        "batch use; a layer that ties with one of them in either breaks it.",
         rules.lowest_per_token_are_highest_per_batch,
         in_tables=True,
     ),
@@ -241,8 +246,7 @@ CLAIMS = (
         20,
         "section 5.1, Table 5",
         "Batch use, in all and in layer 0, rises as the peak learning rate falls.",
-        "Both rise from the base rate to 2/3 of it, and from there to 1/3. Not decidable where use "
-        f"in all rises, but layer 0 has over {100 - rules.AT_LIMIT:g} % already at the base rate.",
+        f"Both rise from the base rate to 2/3 of it, and from there to 1/3. {_NO_ROOM_TO_RISE}",
         rules.use_rises_as_rate_falls,
         runs=LEARNING_RATES[:3],
         in_tables=True,
@@ -263,7 +267,8 @@ CLAIMS = (
         22,
         "section 5.2, Figure 3",
         "Wider models use a smaller fraction of their units, per token and per batch.",
-        "Both, over all layers, rise from the full width to a half, and from there to a quarter.",
+        "Both, over all layers, rise from the full width to a half, and from there to a quarter. "
+        f"{_NO_ROOM_TO_RISE}",
         run_rules.wider_is_sparser,
         runs=WIDTHS,
     ),
@@ -272,7 +277,7 @@ CLAIMS = (
         "section 5.3, Figure 4",
         "Deeper models tend to use more units per batch, with no clear trend per token.",
         "Batch use over all layers is higher at the largest depth than at the smallest; token use "
-        "does not move one way only by 20 % of its mean or more.",
+        f"does not move one way only by 20 % of its mean or more. {_NO_ROOM_TO_RISE}",
         run_rules.deeper_uses_more_per_batch,
         runs=DEPTHS,
     ),
@@ -289,7 +294,7 @@ CLAIMS = (
         "section 4.3, Table 3",
         "Layer 0's units are used on far more tokens; those of the last two layers on few.",
         "p65 of layer 0 is at least 5 times that of any other layer, and p90 of the last two "
-        "layers is at most 10 % of the tokens.",
+        f"layers is at most 10 % of the tokens. {_DEAD_LAYERS}",
         rules.first_layer_units_are_frequent,
         in_tables=True,
     ),
@@ -309,7 +314,7 @@ CLAIMS = (
         "Table 1",
         "The token/sequence and sequence/batch ratios are highest in layer 0, and fall with depth.",
         "Both are highest in layer 0, and their rank correlations with the layer are at most "
-        f"{rules.TREND:g}.",
+        f"{rules.TREND:g}. {_DEAD_LAYERS}",
         rules.ratios_fall_with_depth,
         in_tables=True,
     ),

@@ -125,7 +125,10 @@ class MeasuredResults:
         return seeds[0].steps, 100 * np.mean([each.unit_use[metric] for each in seeds], axis=0)
 
     def drift(self, run: str) -> float:
-        """Points of batch use between the halves of the convergence window, the worst layer's."""
+        """Points of batch use between the halves of the convergence window, the worst layer's.
+
+        Of the mean over seeds, which is what claims read: it has less of single batches' noise.
+        """
         _, values = self.curve(run, "batch_use")
         within = values[self.seeds(run)[0].within_last(self.window(run))]
         half = len(within) // 2
@@ -139,9 +142,10 @@ class MeasuredResults:
             self.seeds(run)
         return sorted(set.intersection(*(set(self.runs[run]) for run in runs)))
 
-    def of_seed(self, seed: int, *runs: str) -> "MeasuredResults":
-        """The results of one seed of some runs."""
-        return replace(self, runs={run: {seed: self.runs[run][seed]} for run in runs})
+    def of_seeds(self, seeds: Sequence[int], *runs: str) -> "MeasuredResults":
+        """The same results with only these seeds of some runs, and all of the other runs."""
+        chosen = {run: {seed: self.runs[run][seed] for seed in seeds} for run in runs}
+        return replace(self, runs=self.runs | chosen)
 
     def pairs(self, first: str, second: str, metric: Literal["accuracy", "loss"]) -> Pairs:
         """Pairs two runs by seed where enough seeds are shared, else by held-out document."""

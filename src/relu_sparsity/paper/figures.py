@@ -106,6 +106,10 @@ def draw_evidence(numbers: dict[str, Any], paper: dict[str, Any]) -> Canvas | No
         for name, values in numbers.items()
         if isinstance(values, list) and len(values) > 2 and any(map(_is_measured, values))
     }
+    # Steps are far above percentages: they have a picture where they are alone.
+    of_steps = {name for name in lines if name.endswith("_step")}
+    if of_steps < lines.keys():
+        lines = {name: values for name, values in lines.items() if name not in of_steps}
     if not lines:
         return None
     canvas = Canvas(figsize=(2.8, 1.4), layout="constrained")

@@ -4,10 +4,12 @@ A rule is a function of the results. These can also be run on the published numb
 the rules, and the paper against itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 from relu_sparsity.paper.catalog import LEARNING_RATES
@@ -71,8 +73,11 @@ def token_and_batch_anticorrelate(results: Results) -> Finding:
 def lowest_per_token_are_highest_per_batch(results: Results) -> Finding:
     token, batch = (results.layers("baseline", each) for each in ("token_use", "batch_use"))
     lowest, highest = np.sort(np.argsort(token)[:2]), np.sort(np.argsort(batch)[-2:])
+    others = np.setdiff1d(np.arange(len(token)), lowest)
+    # Strictly, as otherwise ties, as of layers that use all units, would count as a match.
+    holds = token[lowest].max() < token[others].min() and batch[lowest].min() > batch[others].max()
     return Finding(
-        bool((lowest == highest).all()),
+        bool(holds),
         {
             "token_use": token,
             "batch_use": batch,
@@ -138,19 +143,18 @@ def use_rises_as_rate_falls(results: Results) -> Finding:
     falling = ("baseline", "lr_x2of3", "lr_x1of3")
     total = np.array([results.total(run, "batch_use") for run in falling])
     first = np.array([results.layers(run, "batch_use")[0] for run in falling])
-    holds = (np.diff(total) > 0).all() and (np.diff(first) > 0).all()
-    full = first[0] > 100 - AT_LIMIT and (np.diff(total) > 0).all()
     return Finding(
-        bool(holds),
+        rises(total) and rises(first),
         {"runs": falling, "total": total, "layer0": first},
-        f"layer 0 uses {first[0]:.1f} % at the base rate, so it can use no more" if full else "",
+        no_room_to_rise({"batch use": total, "batch use of layer 0": first}),
     )
 
 
 def first_layer_units_are_frequent(results: Results) -> Finding:
     p65, p90 = (results.layers("baseline", each) for each in ("p65", "p90"))
     holds = p65[0] >= 5 * p65[1:].max() and p90[-2:].max() <= 10
-    return Finding(bool(holds), {"p65": p65, "p90_of_last_two_layers": p90[-2:]})
+    evidence = {"p65": p65, "p90_of_last_two_layers": p90[-2:]}
+    return Finding(bool(holds), evidence, _dead_layers(results))
 
 
 def ratios_fall_with_depth(results: Results) -> Finding:
@@ -161,7 +165,36 @@ def ratios_fall_with_depth(results: Results) -> Finding:
         trend = rank_correlation(np.arange(len(ratio)), ratio)
         holds = holds and ratio[0] > ratio[1:].max() and trend <= TREND
         evidence |= {metric: ratio, f"{metric}_trend": trend}
-    return Finding(bool(holds), evidence)
+    return Finding(bool(holds), evidence, _dead_layers(results))
+
+
+def rises(use: Float[np.ndarray, " runs"]) -> bool:
+    """Whether use rises from each run to the next."""
+    return bool((np.diff(use) > 0).all())
+
+
+def no_room_to_rise(rising: Mapping[str, Float[np.ndarray, " runs"]]) -> str:
+    """Which use that is claimed to rise from run to run cannot; empty if all could, or do.
+
+    It cannot from a run that uses all units already. Use that could rise and does not, or that
+    falls, decides.
+    """
+    full = ""
+    for name, use in rising.items():
+        at_limit, change = use[:-1] > 100 - AT_LIMIT, np.diff(use)
+        stays = change <= 0
+        if (stays & ~(at_limit & (change >= -AT_LIMIT))).any():
+            return ""
+        if at_limit[0] or stays.any():
+            full = full or f"{name} is {use[:-1][at_limit].min():.1f} %, and can rise no further"
+    return full
+
+
+def _dead_layers(results: Results) -> str:
+    dead = np.flatnonzero(results.layers("baseline", "batch_use") == 0)
+    if not dead.size:
+        return ""
+    return f"no unit of layer {', '.join(map(str, dead))} is used"
 
 
 def _none_to_turn_on(on_at_start: LayerValues) -> str:

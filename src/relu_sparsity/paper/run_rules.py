@@ -17,7 +17,14 @@ from relu_sparsity.paper.evidence import (
     rank_correlation,
 )
 from relu_sparsity.paper.extract import over_all_units
-from relu_sparsity.paper.rules import COLLAPSE, TREND, Finding, nothing_removed
+from relu_sparsity.paper.rules import (
+    COLLAPSE,
+    TREND,
+    Finding,
+    no_room_to_rise,
+    nothing_removed,
+    rises,
+)
 
 MIN_MASKED = 20.0
 """With fewer percent of all units masked, harm or its absence says nothing about 30 %."""
@@ -190,8 +197,9 @@ def wider_is_sparser(results: MeasuredResults) -> Finding:
         metric: np.array([results.total(run, metric) for run in WIDTHS])
         for metric in ("token_use", "batch_use")
     }
-    holds = all((np.diff(each) > 0).all() for each in use.values())
-    return Finding(bool(holds), {"runs": WIDTHS, **use})
+    holds = all(map(rises, use.values()))
+    named = {metric.replace("_", " "): each for metric, each in use.items()}
+    return Finding(holds, {"runs": WIDTHS, **use}, no_room_to_rise(named))
 
 
 def deeper_uses_more_per_batch(results: MeasuredResults) -> Finding:
@@ -201,14 +209,15 @@ def deeper_uses_more_per_batch(results: MeasuredResults) -> Finding:
     )
     one_way = (np.diff(token) > 0).all() or (np.diff(token) < 0).all()
     trend = bool(one_way and np.ptp(token) >= 0.2 * token.mean())
-    holds = batch[-1] > batch[0] and not trend
+    ends = batch[[0, -1]]
     evidence = {"runs": DEPTHS, "token_use": token, "batch_use": batch, "token_use_trend": trend}
-    return Finding(bool(holds), evidence)
+    undecided = "" if trend else no_room_to_rise({"batch use": ends})
+    return Finding(rises(ends) and not trend, evidence, undecided)
 
 
 def middle_layer_like_the_first(results: MeasuredResults) -> Finding:
     use = results.layers("depth_14", "batch_use")
-    quarter = len(use) // 4
+    quarter = max(1, len(use) // 4)
     middle = np.arange(quarter, len(use) - quarter)
     lowest = int(middle[use[middle].argmin()])
     limit = COLLAPSE * np.median(use)

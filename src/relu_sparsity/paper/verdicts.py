@@ -145,17 +145,20 @@ def decide_claim(claim: Claim, results: MeasuredResults) -> Decision:
     try:
         if missing:
             raise UndecidableError(f"there are no results of {', '.join(missing)} at this scale")
+        seeds = results.shared_seeds(*claim.runs)
+        if not seeds:
+            raise UndecidableError(f"{', '.join(claim.runs)} share no seed")
+        results = results.of_seeds(seeds, *claim.runs)
         finding = claim.decide(results)
         reason = (
             (_not_learned(claim, results) if claim.learned else "")
             or finding.undecided
             or (_not_converged(claim, results) if claim.converged else "")
-            or ("" if claim.is_test else _seeds_disagree(claim, results, finding.holds))
+            or ("" if claim.is_test else _seeds_disagree(claim, results, seeds, finding.holds))
         )
         verdict = "not decidable" if reason else "reproduced" if finding.holds else "not reproduced"
         evidence = _plain(finding.evidence)
-        seeds = results.shared_seeds(*claim.runs)
-        if not reason and 0 < len(seeds) < MIN_SEEDS:
+        if not reason and len(seeds) < MIN_SEEDS:
             scope = f"for seed {', '.join(map(str, seeds))}"
     except UndecidableError as error:
         verdict, reason, evidence = "not decidable", str(error), {}
@@ -167,13 +170,13 @@ def _verdict(decision: Decision) -> str:
     return f"**{decision.verdict}**{scope}"
 
 
-def _seeds_disagree(claim: Claim, results: MeasuredResults, holds: bool) -> str:
+def _seeds_disagree(claim: Claim, results: MeasuredResults, seeds: list[int], holds: bool) -> str:
     """With which seeds alone the rule finds something else than on the mean over all of them."""
     found, alone = _FOUND[holds], dict[str, list[str]]()
-    seeds = results.shared_seeds(*claim.runs)
     for seed in seeds if len(seeds) > 1 else ():
         try:
-            one = _FOUND[claim.decide(results.of_seed(seed, *claim.runs)).holds]
+            finding = claim.decide(results.of_seeds([seed], *claim.runs))
+            one = "cannot be told" if finding.undecided else _FOUND[finding.holds]
         except UndecidableError:
             one = "cannot be told"
         if one != found:
