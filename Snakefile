@@ -36,7 +36,7 @@ report: "workflow/report/overview.rst"
 onstart:
     dag_view.expect(
         PARAMS,
-        workflow.nodes or workflow.cores // PARAMS.resources.threads,
+        training_slots(workflow),
         [(job.rule.name, job.wildcards_dict) for job in workflow.dag.needrun_jobs()],
     )
     if SLICE_PARAMS:

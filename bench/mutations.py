@@ -315,7 +315,35 @@ MUTATIONS = {
     ),
     "scope": Mutation(
         "three seeds do not speak of training", "paper/verdicts.py",
-        "0 < len(seeds) < MIN_SEEDS", "0 < len(seeds) <= MIN_SEEDS", "paper/test_verdicts.py",
+        "and len(seeds) < MIN_SEEDS", "and len(seeds) <= MIN_SEEDS", "paper/test_verdicts.py",
+    ),
+    "shared": Mutation(
+        "a mean of three seeds stands against one seed", "paper/verdicts.py",
+        "results = results.of_seeds(seeds, *claim.runs)", "", "paper/test_verdicts.py",
+    ),
+    "no_voice": Mutation(
+        "a seed that decides nothing agrees", "paper/verdicts.py",
+        'one = "cannot be told" if finding.undecided else', "one =", "paper/test_verdicts.py",
+    ),
+    "ties": Mutation(
+        "layers that tie are the highest", "paper/rules.py",
+        "batch[lowest].min() > batch[others].max()", "batch[lowest].min() >= batch[others].max()",
+        "paper/test_rules.py",
+    ),
+    "full": Mutation(
+        "use that falls from 100 % has no room to rise", "paper/rules.py",
+        "(stays & ~(at_limit & (change >= -AT_LIMIT))).any()", "(stays & ~at_limit).any()",
+        "paper/test_rules.py",
+    ),
+    "dead": Mutation(
+        "layers without any unit have few frequent ones", "paper/rules.py",
+        "return Finding(bool(holds), evidence, _dead_layers(results))\n\n\ndef ratios",
+        "return Finding(bool(holds), evidence)\n\n\ndef ratios", "paper/test_rules.py",
+    ),
+    "late_mask": Mutation(
+        "at convergence are steps from before the mask", "params_file.py",
+        "run.config.training.num_steps - window:", "run.config.training.num_steps:",
+        "test_params.py",
     ),
     "edited": Mutation(
         "a job runs the code that its server imported, and is said to be made by that on disk",

@@ -6,10 +6,11 @@ import pytest
 from paper_runs import record_all, write_paper_results
 
 from relu_sparsity import fingerprint
-from relu_sparsity.accept import accept_other_versions
-from relu_sparsity.files import read_json, write_text
+from relu_sparsity.accept import accept_other_versions, still_stale
+from relu_sparsity.files import read_json, write_json, write_text
 from relu_sparsity.jobs import job_table
 from relu_sparsity.provenance import Digests
+from relu_sparsity.runs import resolve_all
 
 
 @pytest.fixture
@@ -47,6 +48,35 @@ def test_results_of_another_version_are_kept_and_say_so(results):
     (told,) = read_json(layout.run("baseline", 0) / "run.json")["accepted"]
     assert told["numpy"] == "0.1"
     assert accept_other_versions(params, layout) == {}
+
+
+def test_what_is_missing_comes_from_the_store_and_is_not_trained_again(results):
+    params, layout = results
+    run = next(run for run in resolve_all(params, layout) if run.name == "baseline")
+    run.keep_results()
+    (run.folder / "unit_use.csv").unlink()
+    # No store has these.
+    extracted = job_table(params, layout)["extract/baseline/seed1"]
+    extracted.outputs[0].unlink()
+    accepted = accept_other_versions(params, layout)
+    assert accepted["train/baseline/seed0"] == {"numpy": "0.1"}
+    assert run.store.is_finished()
+    assert (run.folder / "unit_use.csv").is_file()
+    assert extracted.name not in accepted
+
+
+def test_what_stays_stale_is_told_with_the_reason(results):
+    params, layout = results
+    path = layout.run("baseline", 0) / "run.json"
+    record = read_json(path)
+    record["made_from"]["parameters"]["optimizer"]["peak_lr"] = 1.0
+    write_json(path, record)
+    accepted = accept_other_versions(params, layout)
+    assert "train/baseline/seed0" not in accepted
+    reasons = [why for why, jobs in still_stale(params, layout).items()
+               if "train/baseline/seed0" in jobs]  # fmt: skip
+    assert len(reasons) == 1
+    assert "optimizer.peak_lr: 1.0 -> " in reasons[0]
 
 
 def test_a_call_that_was_stopped_is_finished_by_the_next(results):

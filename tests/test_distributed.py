@@ -5,11 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from relu_sparsity import distributed
 from relu_sparsity.errors import USER_ERROR_STATUS, NotConnected, UserError
+from relu_sparsity.training.process import OtherProcesses
 
 
 def test_one_process_is_the_leader_and_agrees_with_itself():
@@ -146,3 +148,10 @@ def test_processes_that_cannot_find_each_other_say_what_they_need(monkeypatch):
     monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
     with pytest.raises(NotConnected, match=r"coordinator_address.*allowed: --distributed on a TPU"):
         distributed.initialize()
+
+
+def test_several_processes_without_an_address_are_refused():
+    alone = OtherProcesses(None, None, None, None, heartbeat_timeout=60, hang_timeout=0)
+    alone.connect()
+    with pytest.raises(UserError, match=r"--num-processes 2: .* allowed: both, or --distributed"):
+        replace(alone, num_processes=2, process_id=1).connect()

@@ -71,14 +71,41 @@ def test_every_scale_has_every_experiment_parents_first(scale):
 def test_every_choice_differs_from_the_baseline_of_its_scale(scale):
     params = load_params(FILE, scale)
     assert len(params.choices) >= 15
-    with_seeds = ("mlp_dim_double", "paper_choices_decay_x10")
+    with_seeds = ("mlp_dim_double", "paper_choices_decay_x10", "untied_decay_x10")
     base = params.runs["baseline"].config
     for run in params.choices.values():
         assert run.sensitivity
         assert run.seeds == ((0, 1, 2) if run.name in with_seeds else (0,))
         assert run.config != base, run.name
-    assert "small_embeddings" not in load_params(FILE, "tpu").choices
+    tpu = load_params(FILE, "tpu")
+    assert "small_embeddings" not in tpu.choices
+    with pytest.raises(UserError, match=r"the scale tpu has made this choice already; .*baseline"):
+        tpu.run("small_embeddings")
     assert "small_embeddings" in load_params(FILE, "mini").choices
+
+
+@pytest.mark.parametrize("text", ["1e-3", "5e-05", "1E-3", ".5e-2", "2.e-3"])
+def test_numbers_are_read_as_dvc_writes_them_and_todays_yaml_means_them(tmp_path, text):
+    edited = FILE.read_text().replace("peak_lr: 3.0e-3", f"peak_lr: {text}")
+    assert edited != FILE.read_text()
+    (tmp_path / "params.yaml").write_text(edited)
+    assert load_params(tmp_path / "params.yaml", "tpu").defaults.optimizer.peak_lr == float(text)
+
+
+def test_a_vocabulary_in_ones_home_is_found(document, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(document, "scales.smoke.tokenizer.model", "~/own.model")
+    model = parse_params(document, FILE).run("baseline").config.tokenizer.model
+    assert model == str(tmp_path / "own.model")
+
+
+def test_all_that_is_set_is_shown(document):
+    put(document, "scales.smoke.training.tensorboard", True)
+    put(document, "scales.smoke.data.read_threads", 7)
+    run = parse_params(document, FILE).run("baseline")
+    assert run.resolved()["config"]["training"]["tensorboard"] is True
+    assert run.resolved()["config"]["data"]["read_threads"] == 7
+    assert "tensorboard" not in run.model_dump()["config"]["training"], "it changes no result"
 
 
 def test_a_choice_is_an_own_run(document):
@@ -137,6 +164,10 @@ BAD = [
     ("scale", "huge", "scale: 'huge' is not one of the scales; allowed: smoke, mini, gpu, tpu"),
     ("scales.smoke.mask.step", 500, "scales.smoke.mask.step: 500 is past the end"),
     ("scales.smoke.mask.step", 0, "scales.smoke.mask.step: 0: .*greater than 0"),
+    ("scales.smoke.mask.step", 451, "mask.step: 451: the last 50 steps of masked, .* at most 450"),
+    ("branches.masked.parent", "weight_decay_x3", "parent: 'weight_decay_x3' is of sensitivity"),
+    ("scales.smoke.seeds", 3, "seeds: 3: input should be a list"),
+    ("scales.smoke.data.packages", "numpy", "packages: 'numpy': input should be a list"),
     (
         "scales.smoke.metrics.convergence_window", 501,
         "convergence_window: 501 is longer than the history; allowed: at most .*500",

@@ -124,6 +124,13 @@ def test_runs_that_say_nothing(store, changes, state):
     assert (told.seconds_left is None) == (state != "training")
 
 
+@pytest.mark.parametrize("text", ["", '{"state": "train'])
+def test_half_a_file_hides_no_other_run(store, text):
+    write_progress(store)
+    store.progress.write_text(text)
+    assert of_baseline().state == "not started"
+
+
 def test_a_lost_slice_is_waited_for_until_its_launcher_ends(store):
     write_progress(store, age=100.0, state="stopped")
     write_launcher(store, at_work=True)

@@ -125,6 +125,25 @@ def test_a_bucket_is_not_touched(store):
         list(tidy.free([entry]))
 
 
+def test_a_choice_that_the_scale_has_made_is_stale_and_not_removed(store, layout):
+    folder = store["stale"].parents[2] / "small_embeddings" / "seed0" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(bytes(10))
+    layout.run("small_embeddings", 0).mkdir(parents=True)
+    params = load_params(PARAMS, "smoke").model_copy(
+        update={"same_as_baseline": ("small_embeddings",)}
+    )
+    params.runs.pop("small_embeddings")
+    (entry,) = (each for each in tidy.entries(params, layout) if each.run == "small_embeddings")
+    assert (Path(entry.folder), entry.state) == (folder, "stale")
+
+
+def test_a_mistyped_run_is_told(store):
+    refused = invoke("--run", "basline")
+    assert isinstance(refused.exception, UserError)
+    assert "--run basline: no such run; allowed: attention_bias, " in str(refused.exception)
+
+
 def test_the_command_frees_only_when_told_to_twice(store):
     assert invoke().exit_code == 0
     refused = invoke("--free", input="n\n")

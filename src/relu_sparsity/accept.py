@@ -35,6 +35,12 @@ def accept_other_versions(params: Params, layout: Layout) -> dict[str, dict[str,
         before[job.name] = {told["fingerprint"] for told in history}
         if not _differs_by_versions(job, record, before, digests):
             continue
+        run = runs.get(job.name)
+        if run and (trained := run.store_of(record.fingerprint)).is_finished():
+            # What is missing here is there.
+            trained.export(run.folder)
+        if not all(path.is_file() for path in job.outputs):
+            continue
         versions = {
             name: version
             for name, version in record.made_from["packages"].items()
@@ -43,15 +49,25 @@ def accept_other_versions(params: Params, layout: Layout) -> dict[str, dict[str,
         before[job.name].add(record.fingerprint)
         accepted[job.name] = versions
         history = [*history, {"fingerprint": record.fingerprint, **versions}]
-        if job.name in runs:
+        if run:
             # As the store and `adopt` know it.
-            runs[job.name].keep_results()
+            run.keep_results()
         now = {"fingerprint": job.fingerprint.hash, "made_from": job.fingerprint.as_json()}
         write_json(job.record, content | now | {"accepted": history})
-        if job.name in runs:
-            runs[job.name].keep_results()
-            runs[job.name].take_over_branches(record.fingerprint)
+        if run:
+            run.keep_results()
+            run.take_over(record.fingerprint)
     return accepted
+
+
+def still_stale(params: Params, layout: Layout) -> dict[str, list[str]]:
+    """The jobs whose results are there and are not those of now, by what differs."""
+    digests = Digests()
+    by_reason: dict[str, list[str]] = {}
+    for job in job_table(params, layout).values():
+        if job.record.is_file() and (problems := job.problems(digests)):
+            by_reason.setdefault("; ".join(problems), []).append(job.name)
+    return by_reason
 
 
 def _differs_by_versions(

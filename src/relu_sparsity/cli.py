@@ -130,13 +130,18 @@ def show_params(
         return
     params, _ = _load(params_file, scale)
     runs = [params.run(run)] if run else list(params.runs.values())
-    resolved = {each.name: each.model_dump(mode="json", exclude={"name"}) for each in runs}
+    of_the_scale = {name: getattr(params, name) for name in ("resources", "claims", "pruning")}
+    resolved = {
+        "scale": params.scale,
+        **{name: section.resolved() for name, section in of_the_scale.items()},
+        "runs": {each.name: each.resolved() for each in runs},
+    }
     if as_json:
-        print(json.dumps({"scale": params.scale, "runs": resolved}, indent=1))
+        print(json.dumps(resolved, indent=1))
         return
     import yaml
 
-    print(yaml.safe_dump({"scale": params.scale, "runs": resolved}, sort_keys=False), end="")
+    print(yaml.safe_dump(resolved, sort_keys=False), end="")
 
 
 @app.command()

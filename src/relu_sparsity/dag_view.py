@@ -111,7 +111,7 @@ class Expected:
         """From the plan of what is stale now."""
         plan = make_plan(self.params, Layout(self.params.scale), sensitivity=True)
         training = {
-            job.name: 3600 * job.cost.device_hours / plan.num_devices
+            job.name: 3600 * job.cost.device_hours / plan.speed.num_devices
             for job in plan.jobs
             if job.cost is not None and job.name in self.jobs
         }

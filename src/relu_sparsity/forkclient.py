@@ -56,7 +56,11 @@ def call(arguments: Sequence[str]) -> int | None:
             return None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        answer = connection.recv(16)
+        try:
+            answer = connection.recv(16)
+        except ConnectionResetError:
+            # A signal was on its way when the job ended; its status comes after this error.
+            answer = connection.recv(16)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if not answer:

@@ -133,6 +133,8 @@ class Params(Section):
     pruning: PruningParams = PruningParams()
     defaults: RunConfig
     runs: dict[str, RunParams]
+    same_as_baseline: tuple[str, ...] = ()
+    """Rows of `sensitivity` that are no runs, as the scale has made these choices already."""
 
     @property
     def paper_runs(self) -> dict[str, RunParams]:
@@ -155,6 +157,11 @@ class Params(Section):
         Raises:
           UserError: There is no such run, or it has no such seed.
         """
+        if name in self.same_as_baseline:
+            raise UserError(
+                f"run {name!r}: the scale {self.scale} has made this choice already; "
+                "allowed: 'baseline', which is the same"
+            )
         if name not in self.runs:
             raise UserError(f"run {name!r} is not in params.yaml; allowed: {', '.join(self.runs)}")
         run = self.runs[name]

@@ -2,8 +2,8 @@
 
 A value is looked up in `runs.<run>` of the scale, then in the top-level `runs.<run>`,
 `branches.<run>` or `sensitivity.<run>`, then in the scale, then in `defaults`. A run may give a
-factor of the scale's value instead of a number (`peak_lr: x1/3`), so that one list of experiments
-serves every scale.
+factor of what would hold without it instead of a number (`peak_lr: x1/3`), so that one list of
+experiments serves every scale.
 """
 
 import re
@@ -186,6 +186,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
         if name not in declared:
             raise _error(path, f"scales.{scale}.runs.{name}", "is no run", declared)
     runs: dict[str, RunParams] = {}
+    same_as_baseline: list[str] = []
     origins = {}
     for name, run_layer in declared.items():
         run_tree = tree.copy()
@@ -205,7 +206,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
             told = run_tree.origins.get(("model", "mlp_dim"), f"{origin}.model.mlp_dim")
             raise UserError(f"{path}: {told}: is empty; allowed: a width, or one for each layer")
         if group == "sensitivity" and "baseline" in runs and config == runs["baseline"].config:
-            # The scale has made this choice already.
+            same_as_baseline.append(name)
             continue
         origins[name] = run_tree.origins.get(("mask", "step"), "defaults.mask.step")
         for key in ("parent", "intervention"):
@@ -231,6 +232,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
         pruning=top.pruning,
         defaults=tree.validate(RunConfig, _SECTIONS),
         runs=runs,
+        same_as_baseline=tuple(same_as_baseline),
     )
 
 
@@ -284,6 +286,11 @@ def _check_parents(path: Path, runs: dict[str, RunParams], mask_origins: dict[st
 
 def _check_branch(path: Path, run: RunParams, parent: RunParams, mask_origin: str) -> None:
     """A run that goes on from its parent's checkpoint has the parent's shapes and batches."""
+    if parent.sensitivity:
+        raise UserError(
+            f"{path}: branches.{run.name}.parent: {parent.name!r} is of sensitivity, which is made "
+            "only when asked for; allowed: one of runs"
+        )
     if parent.intervention is not None:
         raise UserError(
             f"{path}: branches.{run.name}.parent: {parent.name!r} is itself a branch; a mask is "
@@ -316,4 +323,11 @@ def _check_branch(path: Path, run: RunParams, parent: RunParams, mask_origin: st
         raise UserError(
             f"{path}: {mask_origin}: {run.config.mask.step} is past the end of {run.name} or of "
             f"its parent {parent.name}; allowed: 1 to {last}, below training.num_steps"
+        )
+    window = run.config.metrics.convergence_window
+    if run.config.mask.step > run.config.training.num_steps - window:
+        raise UserError(
+            f"{path}: {mask_origin}: {run.config.mask.step}: the last {window} steps of "
+            f"{run.name}, its state at convergence, would begin before its mask; allowed: at most "
+            f"{run.config.training.num_steps - window}, or a shorter metrics.convergence_window"
         )

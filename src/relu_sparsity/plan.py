@@ -52,10 +52,12 @@ class Speed:
 
     Attributes:
       flops_per_device: Model FLOP/s of a device.
+      num_devices: How many devices share a run.
       measured_runs: How many runs of the scale it was measured on; 0 where it is params.yaml's.
     """
 
     flops_per_device: float
+    num_devices: int
     measured_runs: int
 
     def __str__(self) -> str:
@@ -86,7 +88,6 @@ class Plan:
     """All that would run at a scale, in order."""
 
     scale: str
-    num_devices: int
     speed: Speed
     jobs: list[PlannedJob]
 
@@ -122,7 +123,7 @@ class Plan:
         yield f"In all {self.total()}"
         yield (
             f"at {self.speed.flops_per_device:.2g} FLOP/s per device ({self.speed}), "
-            f"{self.num_devices} device(s) per run."
+            f"{self.speed.num_devices} device(s) per run."
         )
 
     def summary(self) -> Iterator[str]:
@@ -132,7 +133,7 @@ class Plan:
             return
         training = sum(job.cost is not None for job in self.jobs)
         total = self.total()
-        seconds = 3600 * total.device_hours / self.num_devices
+        seconds = 3600 * total.device_hours / self.speed.num_devices
         yield (
             f"Scale {self.scale}: {counted(len(self.jobs), 'job')} would run; {training} of them "
             f"train, {total.steps:,} steps in all."
@@ -169,7 +170,7 @@ def make_plan(params: Params, layout: Layout, *, sensitivity: bool = False) -> P
         of_run = runs.get(name.replace("mask/", "train/", 1))
         action, cost = _work(jobs[name], of_run, planned, speed, digests)
         planned[name] = PlannedJob(name, action, reasons, cost)
-    return Plan(params.scale, params.resources.num_devices, speed, list(planned.values()))
+    return Plan(params.scale, speed, list(planned.values()))
 
 
 def measured_speed(params: Params) -> Speed:
@@ -180,17 +181,19 @@ def measured_speed(params: Params) -> Speed:
         with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
             speeds.append(_speed(path, path.parents[1] / "throughput.csv"))
     if speeds:
-        return Speed(statistics.median(speeds), len(speeds))
-    return Speed(params.resources.flops_per_device, 0)
+        flops, devices = zip(*speeds, strict=True)
+        return Speed(statistics.median(flops), statistics.median_low(devices), len(speeds))
+    return Speed(params.resources.flops_per_device, params.resources.num_devices, 0)
 
 
-def _speed(description: epath.Path, throughput: epath.Path) -> float:
-    """FLOP/s of a device in a trained run."""
+def _speed(description: epath.Path, throughput: epath.Path) -> tuple[float, int]:
+    """FLOP/s of a device in a trained run, and how many devices it had."""
     described = json.loads(description.read_text(encoding="utf-8"))
     rows = csv.DictReader(throughput.read_text().splitlines())
     tokens = statistics.median(float(row["tokens_per_second"]) for row in rows)
     per_token = described_flops_per_token(described["config"], described["trained_mlp_dims"])
-    return 3 * tokens * per_token / described["environment"]["num_devices"]
+    devices = described["environment"]["num_devices"]
+    return 3 * tokens * per_token / devices, devices
 
 
 def _by_rule(jobs: Sequence[PlannedJob]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from relu_sparsity.files import sha256, write_json
 from relu_sparsity.fingerprint import Fingerprint
+from relu_sparsity.schema import flat
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def differences(before: Mapping[str, Any], fingerprint: Fingerprint) -> list[str
     lines = [
         f"{prefix}{key}: {_shown(was, key)} -> {_shown(becomes, key)}"
         for part, prefix in (("parameters", ""), ("packages", "the package "))
-        for was, becomes in [(_flat(before.get(part)), _flat(now[part]))]
+        for was, becomes in [(flat(before.get(part)), flat(now[part]))]
         for key in sorted(was | becomes)
         if key not in was or key not in becomes or was[key] != becomes[key]
     ]
@@ -124,13 +125,6 @@ def differences(before: Mapping[str, Any], fingerprint: Fingerprint) -> list[str
         ):
             lines.append(f"{told}: {', '.join(changed)}")
     return lines
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {key: value} if key else {}
-    inner = [_flat(each, f"{key}.{name}" if key else name) for name, each in value.items()]
-    return {name: each for part in inner for name, each in part.items()}
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

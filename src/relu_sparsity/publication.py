@@ -20,6 +20,7 @@ from relu_sparsity.files import read_json, write_json, write_text
 from relu_sparsity.jobs import job_table, require_results
 from relu_sparsity.paper.catalog import FIGURES, MAIN_TEXT, OWN_RUNS, PRUNING
 from relu_sparsity.provenance import Digests
+from relu_sparsity.schema import flat
 
 if TYPE_CHECKING:
     from relu_sparsity.layout import Layout
@@ -346,8 +347,8 @@ def _parameters(params: "Params") -> dict[str, Any]:
 
 
 def _other_parameters(params: "Params", folder: Path) -> list[str]:
-    published = _flat(yaml.safe_load((folder / _PARAMETERS).read_text(encoding="utf-8")))
-    own = _flat(_parameters(params))
+    published = flat(yaml.safe_load((folder / _PARAMETERS).read_text(encoding="utf-8")))
+    own = flat(_parameters(params))
     runs: dict[str, list[str]] = {}
     for key in dict.fromkeys([*published, *own]):
         run, _, name = key.partition(".")
@@ -356,12 +357,3 @@ def _other_parameters(params: "Params", folder: Path) -> list[str]:
             told = f"{name.removeprefix('config.')}: {own.get(key)}, published {published.get(key)}"
             runs.setdefault(told, []).append(run)
     return [f"{', '.join(names)}: {told}" for told, names in runs.items()]
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -63,11 +63,15 @@ class Results(Mapping[tuple[str, int], "RunResults"]):
 
     def __init__(self, folder: Path, store: AnyPath | str) -> None:
         self.folder = folder
-        found = [
-            RunResults(Layout(folder.name, folder.parent), read_json(path), store)
+        layout = Layout(folder.name, folder.parent)
+        found = (
+            (RunResults(layout, read_json(path), store), path.parent)
             for path in folder.glob("runs/*/seed*/run.json")
-        ]
-        self._runs = {(run.name, run.seed): run for run in found}
+        )
+        # A copy of one's own tells of the run that it was taken of.
+        self._runs = {
+            (run.name, run.seed): run for run, at in found if at == layout.run(run.name, run.seed)
+        }
 
     def __getitem__(self, key: tuple[str, int]) -> "RunResults":
         try:

@@ -85,9 +85,17 @@ class Run:
         except UserError as error:
             log.warning("not kept: %s", error)
 
-    def take_over_branches(self, fingerprint: str) -> None:
-        """Takes the branches of the same run as trained from what has another fingerprint."""
-        for branch in self.store_of(fingerprint).folder.glob("branches/*"):
+    def take_over(self, fingerprint: str) -> None:
+        """Takes what the same run has told and its branches, from under another fingerprint."""
+        before = self.store_of(fingerprint)
+        for told, now in (
+            (before.progress, self.store.progress),
+            (before.throughput, self.store.throughput),
+        ):
+            if told.exists() and not now.exists():
+                with atomic_write(now) as temporary:
+                    told.copy(temporary)
+        for branch in before.folder.glob("branches/*"):
             target = self.store.branch(int(branch.name))
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,11 +127,17 @@ def resolve_all(params: Params, layout: Layout) -> list[Run]:
 
 
 def removed_results(params: Params, layout: Layout) -> list[Path]:
-    """The result folders of runs and seeds that the parameters do not have."""
+    """The result folders of runs and seeds that the file of parameters does not have."""
     known = {layout.run(name, seed) for name, seed in params.jobs()}
     # Others, as a copy of one's own, are nobody's here.
     found = layout.results.glob("runs/*/seed*")
-    of_runs = {each for each in found if each.is_dir() and each.name[len("seed") :].isdecimal()}
+    of_runs = {
+        each
+        for each in found
+        if each.is_dir()
+        and each.name[len("seed") :].isdecimal()
+        and each.parent.name not in params.same_as_baseline
+    }
     return sorted(of_runs - known)
 
 

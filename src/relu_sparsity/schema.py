@@ -1,6 +1,7 @@
 """What every section of a parameter file has in common, and how its mistakes are told."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    def resolved(self) -> dict[str, Any]:
+        """All its values, as JSON knows them: also of the keys that no fingerprint has."""
+        told = self.model_dump(mode="json")
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            if isinstance(value, Section):
+                told[key] = value.resolved()
+            elif field.exclude:
+                told[key] = value
+        return told
+
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Refuses a key that stands twice in a mapping, of which PyYAML takes the last.
@@ -38,6 +50,15 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+# PyYAML goes by YAML 1.1, where `1e-3` and `5e-05` are text. DVC writes numbers so, and today's
+# editors read them as numbers.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def read_yaml(path: Path) -> Any:
@@ -74,4 +95,14 @@ def told(error: Any, known: Iterable[str]) -> tuple[list[str], str]:
         return location + key.split("."), text
     if error["type"] == "extra_forbidden":
         return location, f"is no known key; allowed: {', '.join(known)}"
+    if error["type"] == "tuple_type":
+        text = "input should be a list: [one, another]"
     return location, f"{error['input']!r}: {text[0].lower()}{text[1:]}"
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested values by the path of their keys: `model.num_layers`."""
+    if not isinstance(value, Mapping):
+        return {key: value} if key else {}
+    inner = [flat(each, f"{key}.{name}" if key else str(name)) for name, each in value.items()]
+    return {name: each for part in inner for name, each in part.items()}

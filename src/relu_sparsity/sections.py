@@ -3,9 +3,11 @@
 A key's docstring is what the reference, the JSON schema and editors say of it.
 """
 
+import os
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -76,7 +78,7 @@ class TokenizerParams(Section):
 
     vocab_size: int = Field(default=32000, ge=300, le=1_000_000)
     """Tokens of the vocabulary; where `model` is given, those of the model. Not in the paper."""
-    model: str | None = None
+    model: Annotated[str, AfterValidator(os.path.expanduser)] | None = None
     """A SentencePiece model file to take instead of training one."""
     train_documents: PositiveInt = 2000
     """How many documents the vocabulary is trained on. Not in the paper."""
@@ -298,6 +300,6 @@ class ResourcesParams(Section):
     mem_mb: PositiveInt = 2000
     """Memory of a training job, in MB, for Snakemake and clusters."""
     num_devices: PositiveInt = 1
-    """Devices that share a run. For estimates only, and only until a run has been timed."""
+    """Devices that share a run. For estimates only, until a run has been timed."""
     flops_per_device: PositiveFloat = 4e10
     """What a device sustains in training, in FLOP/s. For estimates only, as `num_devices`."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from relu_sparsity.counts import counted
 from relu_sparsity.errors import UserError
 from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Scale, load
 
@@ -35,16 +36,20 @@ def accept(
 
     Nothing is trained or drawn again. Results that anything else made stale stay stale.
     """
-    from relu_sparsity.accept import accept_other_versions
+    from relu_sparsity.accept import accept_other_versions, still_stale
 
-    accepted = accept_other_versions(*load(params_file, scale))
+    params, layout = load(params_file, scale)
+    accepted = accept_other_versions(params, layout)
+    stale = still_stale(params, layout)
     if as_json:
-        print(json.dumps(accepted, indent=1))
+        print(json.dumps({"accepted": accepted, "stale": stale}, indent=1))
         return
     for name, versions in accepted.items():
         told = ", ".join(f"{package} {version}" for package, version in versions.items())
         print(f"{name}: kept as made with {told or 'the results before it'}")
-    print(f"{len(accepted)} results accepted")
+    for reason, names in stale.items():
+        print(f"{', '.join(names)}: stale: {reason}")
+    print(f"{counted(len(accepted), 'result')} accepted")
 
 
 def publish(
@@ -130,7 +135,12 @@ def tidy(
     from relu_sparsity import tidy
 
     params, layout = load(params_file, scale)
-    found = [each for each in tidy.entries(params, layout) if not run or each.run in run]
+    found = list(tidy.entries(params, layout))
+    there = {*params.runs, *(each.run for each in found)}
+    for name in run or ():
+        if name not in there:
+            raise UserError(f"--run {name}: no such run; allowed: {', '.join(sorted(there))}")
+    found = [each for each in found if not run or each.run in run]
     others = tidy.others(params.scale)
     if not as_json:
         print(*tidy.as_lines(found, others), sep="\n")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from etils import epath
+
 from relu_sparsity.counts import counted
 from relu_sparsity.durations import duration
 from relu_sparsity.files import is_alive
@@ -78,8 +80,8 @@ def all_status(params: Params) -> list[RunStatus]:
     Of those that are only made when asked for, those that have begun.
     """
     jobs = _slice_jobs()
-    launchers = {name: json.loads(job.launcher_state.read_text())
-                 for name, job in jobs.items() if job.launcher_state.exists()}  # fmt: skip
+    states = {name: _read_if_whole(job.launcher_state) for name, job in jobs.items()}
+    launchers = {name: state for name, state in states.items() if state}
     told = (
         replace(_status(run, launchers), usage=_usage(run.store, jobs))
         for run in resolve_all(params, Layout(params.scale))
@@ -120,6 +122,14 @@ def _slice_jobs() -> dict[str, SliceJob]:
     return {path.name: SliceJob(path) for path in folder.iterdir()} if folder.exists() else {}
 
 
+def _read_if_whole(path: epath.Path) -> dict[str, Any]:
+    """What a process told of itself; nothing where it did not, or a power cut left half a file."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
 def _usage(store: RunStore, jobs: dict[str, SliceJob]) -> Usage | None:
     """What a run has used, its masks' replays included."""
     suffix = store.folder.name[:8]
@@ -131,7 +141,7 @@ def _usage(store: RunStore, jobs: dict[str, SliceJob]) -> Usage | None:
 def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
     run, seed, store = resolved.name, resolved.seed, resolved.store
     num_steps = resolved.config.training.num_steps
-    known = json.loads(store.progress.read_text()) if store.progress.exists() else {}
+    known = _read_if_whole(store.progress)
     shown = (
         "loss", "heldout_loss", "unigram_loss", "unit_use", "tokens_per_second", "input_share",
         "mfu",

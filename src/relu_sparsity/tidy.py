@@ -59,7 +59,8 @@ def entries(params: Params, layout: Layout) -> list[Entry]:
         run, seed = folder.parents[1].name, folder.parent.name.removeprefix("seed")
         if not seed.isdecimal():
             continue
-        state: State = "stale" if (run, seed) in known else "removed"
+        is_known = (run, seed) in known or run in params.same_as_baseline
+        state: State = "stale" if is_known else "removed"
         store = RunStore(store_root(), params.scale, run, int(seed), folder.name)
         if folder in current:
             state = "current"

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
@@ -134,6 +134,23 @@ def critical_paths(params: Params) -> dict[str, int]:
         waiting = [paths[each.name] for each in params.runs.values() if each.parent == name]
         paths[name] = run.config.model.num_layers * steps + max(waiting, default=0)
     return paths
+
+
+def training_slots(workflow: "Workflow") -> int:
+    """How many training jobs Snakemake runs at a time: what there is, by what each asks for."""
+    if workflow.nodes:
+        return workflow.nodes
+    training = (job for job in workflow.dag.needrun_jobs() if job.rule.name == "train")
+    asked: Mapping[str, Any] = next((job.resources for job in training), {})
+    there = {name: resource.value for name, resource in workflow.global_resources.items()}
+    return min(
+        (
+            there[name] // each
+            for name, each in asked.items()
+            if isinstance(each, int) and each > 0 and isinstance(there.get(name), int)
+        ),
+        default=workflow.cores,
+    )
 
 
 def can_write(folder: Path) -> bool:

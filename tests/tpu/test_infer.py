@@ -1,9 +1,13 @@
 """What the paper's hardware says of its d_model."""
 
+from pathlib import Path
+
 import pytest
 from small_scale import needs_libtpu, small_params
 
+from relu_sparsity.errors import UserError
 from relu_sparsity.hardware import GIB
+from relu_sparsity.params_file import load_params
 from relu_sparsity.tpu import infer as module
 from relu_sparsity.tpu.infer import SHAPES, Candidate, infer, lines
 
@@ -40,6 +44,19 @@ def test_the_table_has_memory_days_and_what_is_wrong():
 def test_the_compilers_refusal_tells_how_much_was_needed(message, gib):
     found = module._USED.search(message)
     assert float(found[1]) / (1 if found[2] == "G" else 1024) == gib
+
+
+@pytest.mark.parametrize(("emb_dim", "num_heads"), [(512, 8), (100, 5), (6, 3), (2, 1)])
+def test_heads_divide_whatever_size_is_asked_for(emb_dim, num_heads):
+    config = load_params(Path("params.yaml"), "tpu").runs["baseline"].config
+    assert module._num_heads(config, emb_dim) == num_heads
+
+
+@pytest.mark.parametrize("emb_dim", [0, 1, 101])
+def test_a_size_that_no_model_has_is_told(emb_dim):
+    config = small_params().runs["baseline"].config
+    with pytest.raises(UserError, match=f"--emb-dim {emb_dim}: allowed: even numbers from 2"):
+        infer(config, "v2:4x4", [128, emb_dim])
 
 
 @needs_libtpu

@@ -60,7 +60,7 @@ def test_the_names_of_types_count_cores_or_chips(accelerator_type, chips):
 
 def test_a_plan_on_slices_tells_hours_and_cost():
     job = PlannedJob("train/baseline/seed0", "train", [], Cost(1, 1, 1.0, device_hours=640.0))
-    plan = Plan("tpu", 32, Speed(1e12, 0), [job])
+    plan = Plan("tpu", Speed(1e12, 32, 0), [job])
     [line] = usage.planned_lines(plan, SliceParams(price_per_chip_hour=1.5))
     assert line == (
         "On slices v2-32: about 20 slice-hours, 480 at 1.5 per chip-hour and 16 chips a slice."

@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from relu_sparsity.errors import UserError
 from relu_sparsity.metrics import METRICS
 from relu_sparsity.training.loop import train
+from relu_sparsity.training.progress import Progress
 
 
 def events_of(path):
@@ -92,3 +93,23 @@ def test_a_bucket_is_refused(make_job, with_events):
     job = make_job(config=with_events, progress=epath.Path("gs://bucket/run/progress.json"))
     with pytest.raises(UserError, match="not written to a bucket"):
         train(job, num_devices=1)
+
+
+def test_a_run_that_goes_on_still_tells_what_was_known_of_its_model(make_job, config, tmp_path):
+    branches = {7: tmp_path / "branch"}
+    train(make_job("run", config=config, branches=branches), until=7, num_devices=1)
+    state = tmp_path / "run/progress.json"
+    before = json.loads(state.read_text())
+
+    def begun(first_step):
+        with Progress(
+            "run", config, throughput=tmp_path / "throughput.csv", state=state,
+            first_step=first_step, ngram_losses={},
+        ):  # fmt: skip
+            return json.loads(state.read_text())
+
+    known = begun(6)
+    assert known["step"] == 6
+    shown = ("loss", "heldout_loss", "unit_use")
+    assert {key: known[key] for key in shown} == {key: before[key] for key in shown}
+    assert "loss" not in begun(0), "another training"

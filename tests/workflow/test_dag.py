@@ -457,6 +457,26 @@ def test_what_ended_after_its_snakemake_was_killed_is_told_in_the_report_too(pro
     assert project.result_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("options", "slots"),
+    [
+        (["--cores", "8"], 8),
+        (["--cores", "8", "--set-threads", "train=3"], 2),
+        (["--cores", "8", "--resources", "gpu=1", "--set-resources", "train:gpu=1"], 1),
+        (["--cores", "8", "--resources", "mem_mb=9000", "--set-resources", "train:mem_mb=2000"], 4),
+    ],
+)
+def test_time_left_knows_how_many_runs_train_at_a_time(fresh, tmp_path, options, slots):
+    project = fresh.copy(tmp_path / "project")
+    (project.folder / "asks.smk").write_text(
+        'include: "Snakefile"\n\n\n'
+        "onstart:\n"
+        '    raise SystemExit(f"trains {training_slots(workflow)} at a time")\n'
+    )
+    told = project.run("snakemake", "all", "-s", "asks.smk", *options, status=None)
+    assert f"trains {slots} at a time" in told
+
+
 def test_what_was_stale_and_not_asked_for_runs_when_it_is(project):
     """As in a stage of DVC, which may run the jobs of one rule only."""
     project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))

@@ -63,11 +63,17 @@ def test_names_the_parameter_and_just_the_jobs_that_snakemake_would_run(project)
 
 def test_the_speed_is_that_of_the_runs_in_the_store(project):
     project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    # What is told of devices holds until a run was timed on those that there are.
+    project.edit(
+        lambda document: (
+            document["scales"]["smoke"].setdefault("resources", {}).update(num_devices=4)
+        )
+    )
     measured = plan(project)["speed"]
-    assert measured["measured_runs"] == 12
+    assert (measured["measured_runs"], measured["num_devices"]) == (12, 1)
     shutil.rmtree(project.folder / "store")
     assumed = plan(project)["speed"]
-    assert assumed == {"measured_runs": 0, "flops_per_device": 4e10}
+    assert assumed == {"measured_runs": 0, "flops_per_device": 4e10, "num_devices": 4}
 
 
 def test_names_the_module_and_the_parent(project):
@@ -213,10 +219,13 @@ def test_names_the_package_that_changed_and_accepts_the_results_if_asked_to(proj
 
     before = project.result_bytes()
     project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
-    accepted = json.loads(project.run("relu_sparsity.cli", "accept", "--json"))
+    told = json.loads(project.run("relu_sparsity.cli", "accept", "--json"))
+    accepted, stale = told["accepted"], told["stale"]
     assert accepted["train/baseline/seed0"] == {"optax": metadata.version("optax")}
     assert "train/lr_x1of3/seed0" not in accepted, "its parameters have changed too"
     assert "table/table5" not in accepted
+    assert any("train/lr_x1of3/seed0" in names for names in stale.values())
+    assert not any("train/baseline/seed0" in names for names in stale.values())
     assert project.trained() == {"lr_x1of3"}
     run = json.loads((project.results / "runs/baseline/seed0/run.json").read_text())
     assert run["accepted"][0]["optax"] == metadata.version("optax")

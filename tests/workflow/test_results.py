@@ -34,6 +34,18 @@ def test_runs_are_found_by_name_and_seed(runs):
     assert run.params.model.mlp_dims == tuple(run.record["config"]["model"]["mlp_dims"])
 
 
+def test_a_copy_of_ones_own_is_not_taken_for_the_run(finished, tmp_path):
+    shutil.copytree(finished.results, tmp_path / "results/smoke")
+    seed0 = tmp_path / "results/smoke/runs/baseline/seed0"
+    for name in ("seed0_mine", "seed00"):
+        shutil.copytree(seed0, seed0.with_name(name))
+        record = json.loads((seed0 / "run.json").read_text()) | {"fingerprint": name}
+        (seed0.with_name(name) / "run.json").write_text(json.dumps(record))
+    runs = rs.open_results(tmp_path / "results/smoke")
+    assert len(runs) == 12
+    assert runs["baseline", 0].record["fingerprint"] not in ("seed0_mine", "seed00")
+
+
 def test_a_run_says_what_it_was_trained_on(runs):
     trained_on = runs["round2", 1].record["environment"]
     assert (trained_on["device_kind"], trained_on["num_devices"]) == ("cpu", 1)

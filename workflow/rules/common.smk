@@ -25,6 +25,7 @@ from relu_sparsity.workflow import (
     look_only,
     note_jobs_that_ended_unseen,
     record_in_dvc_now,
+    training_slots,
     write_stamps,
 )
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from relu_sparsity.errors import UserError
 from relu_sparsity.flops import training_flops
 from relu_sparsity.hardware import GIB, HARDWARE
 from relu_sparsity.params import ModelParams, RunConfig
@@ -81,6 +82,9 @@ def infer(
     Raises:
       UserError: libtpu is not installed, or there is no such topology.
     """
+    for emb_dim in emb_dims:
+        if emb_dim < 2 or emb_dim % 2:
+            raise UserError(f"--emb-dim {emb_dim}: allowed: even numbers from 2")
     mesh = topology_mesh(topology)
     choices = list(itertools.product(emb_dims, dtypes, (False, True)))
     found = []
@@ -93,7 +97,7 @@ def infer(
                     "num_layers": num_layers,
                     "mlp_dim": mlp_dim,
                     "emb_dim": emb_dim,
-                    "num_heads": min(config.model.num_heads, emb_dim // 2),
+                    "num_heads": _num_heads(config, emb_dim),
                     "dtype": dtype,
                     "remat": remat,
                 }
@@ -101,6 +105,12 @@ def infer(
             gib[num_layers, mlp_dim] = _gib(config.model_copy(update={"model": model}), mesh)
         found.append(Candidate(emb_dim, dtype, remat, gib, _days(config, emb_dim, mesh)))
     return found
+
+
+def _num_heads(config: RunConfig, emb_dim: int) -> int:
+    """As many as the scale has, or the most below that which divide the size."""
+    most = min(config.model.num_heads, emb_dim // 2)
+    return max(heads for heads in range(1, most + 1) if emb_dim % heads == 0)
 
 
 def lines(candidates: Sequence[Candidate], topology: str) -> Iterator[str]:

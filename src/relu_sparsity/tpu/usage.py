@@ -137,5 +137,5 @@ def planned_json(plan: Plan, settings: SliceParams) -> dict[str, Any]:
 
 
 def _planned(plan: Plan, settings: SliceParams) -> tuple[float, float | None]:
-    hours = plan.total().device_hours / plan.num_devices
+    hours = plan.total().device_hours / plan.speed.num_devices
     return hours, None if settings.hourly_price is None else hours * settings.hourly_price

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import typer
 
 from relu_sparsity import processes
-from relu_sparsity.errors import STOPPED_STATUS, Interrupted
+from relu_sparsity.errors import STOPPED_STATUS, Interrupted, UserError
 from relu_sparsity.files import absolute
 from relu_sparsity.layout import store_root
 from relu_sparsity.training import watchdog
@@ -33,6 +33,11 @@ class OtherProcesses:
         wanted = self.distributed
         if wanted is None:
             wanted = self.coordinator_address is not None or distributed.started_by_srun()
+            if not wanted and (self.num_processes or 1) > 1:
+                raise UserError(
+                    f"--num-processes {self.num_processes}: without --coordinator-address this "
+                    "process would train alone; allowed: both, or --distributed"
+                )
         if not wanted:
             return
         distributed.initialize(

@@ -5,6 +5,7 @@ Nothing here changes a result, so a change of it makes no run stale.
 
 import csv
 import io
+import json
 import logging
 import math
 import os
@@ -28,6 +29,8 @@ from relu_sparsity.metrics import METRICS
 from relu_sparsity.params import RunConfig
 
 log = logging.getLogger(__name__)
+
+_OF_THE_MODEL = ("loss", "heldout_loss", "heldout_accuracy", "unit_use")
 
 
 class InputTimer:
@@ -54,6 +57,15 @@ class InputTimer:
         if all(each.is_ready() for each in arrays):  # type: ignore[attr-defined]
             self.seconds += time.monotonic() - start
         return rows
+
+
+def _told_before(state: AnyPath) -> dict[str, Any]:
+    """What a training that was stopped knew of its model."""
+    try:
+        told = json.loads(state.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {key: told[key] for key in _OF_THE_MODEL if key in told}
 
 
 class Progress:
@@ -101,6 +113,8 @@ class Progress:
         self._heldout = ""
         self._ngram_losses = dict(ngram_losses)
         self._known: dict[str, Any] = {
+            # What was known when it was stopped holds until the next log line or evaluation.
+            **(_told_before(state) if first_step else {}),
             "step": first_step,
             "num_steps": self._num_steps,
             "started": time.time(),

@@ -13,6 +13,7 @@ from relu_sparsity.paper.catalog import TABLES
 from relu_sparsity.paper.compare.revisions import SCORES, Revision
 from relu_sparsity.paper.verdicts import numbers_text
 from relu_sparsity.params import Params, RunParams
+from relu_sparsity.schema import flat
 
 NOTHING = "–"
 Curves = dict[str, pd.DataFrame]
@@ -169,7 +170,7 @@ def _differing(first: Curves, second: Curves) -> tuple[Curves, Curves] | None:
 def _parameter_changes(first: Params, second: Params, shared: Iterable[str]) -> dict[str, Pair]:
     """Differing parameters by key path; `runs.*` is every run that both revisions have."""
     general = [
-        _flat(
+        flat(
             {
                 name: getattr(params, name).model_dump(mode="json")
                 for name in ("claims", "pruning", "resources")
@@ -202,17 +203,7 @@ def _parameter_changes(first: Params, second: Params, shared: Iterable[str]) -> 
 
 def _run_parameters(run: RunParams) -> dict[str, Any]:
     document = run.model_dump(mode="json", exclude={"name"})
-    return _flat(document.pop("config") | document)
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
-    return {
-        key: leaf
-        for name, part in value.items()
-        for key, leaf in _flat(part, f"{path}.{name}" if path else name).items()
-    }
+    return flat(document.pop("config") | document)
 
 
 def _changes(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Pair]:
