@@ -67,6 +67,11 @@ def replaced(path: str, old: str, new: str) -> Edit:
     return Edit(f"{path}: {new.strip().splitlines()[0][:40]}", make)
 
 
+def taken_away(run: str) -> Callable[[Project], object]:
+    """A run that params.yaml no longer has. Its results stay."""
+    return lambda project: project.edit(lambda document: document["runs"].pop(run))
+
+
 def other_version(project: Project) -> None:
     """Makes a package look as if another version of it were locked and installed."""
     lock = project.folder / "requirements.txt"
@@ -88,6 +93,7 @@ EDITS = {
     "metrics": of_scale("metrics", "early_steps", value=10),
     "mask": of_scale("mask", "step", value=8),
     "round2": of_scale("round2", "width_multiple_of", value=8),
+    "runs": Edit("depth_14: taken away", taken_away("depth_14")),
     "claims": of_scale("claims", "equivalence_margin", value=0.006),
     "tokenizer": of_scale("tokenizer", "vocab_size", value=410),
     "data": of_scale("data", "heldout_fraction", value=0.25),

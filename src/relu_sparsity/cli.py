@@ -20,6 +20,7 @@ from relu_sparsity.errors import (
 from relu_sparsity.files import to_json
 from relu_sparsity.options import (
     DEFAULT_PARAMS,
+    AsJson,
     ParamsFile,
     Run,
     Scale,
@@ -114,7 +115,7 @@ def show_params(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
     run: Annotated[str | None, typer.Option(help="Only this run.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")
     ] = False,
@@ -154,7 +155,7 @@ def plan(
     summary: Annotated[
         bool, typer.Option("--summary", help="Only how much would run, and how long it takes.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what would run, why, and what it would cost. Nothing is deleted or started."""
     from relu_sparsity.plan import make_plan
@@ -185,7 +186,7 @@ def status(
         bool, typer.Option("--watch", help="Show it in the terminal until Ctrl-C.")
     ] = False,
     every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="With --watch.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell how far every run is: step, loss, tokens/s, input, MFU, time left, where it runs."""
     from relu_sparsity import runs, status
@@ -219,72 +220,54 @@ _job("tokenizer", "Build the data set; train the tokenizer on it, or copy the gi
 _job("data", "Describe the data set and the tokenizer by their content, in manifest.json.")
 
 
-@app.command()
-def train(
-    run: Run,
-    seed: Seed = 0,
-    scale: Scale = None,
-    params_file: ParamsFile = DEFAULT_PARAMS,
-    threads: Threads = None,
-    stop_with_parent: StopWithParent = False,
-    distributed: Distributed = None,
-    coordinator_address: CoordinatorAddress = None,
-    num_processes: NumProcesses = None,
-    process_id: ProcessId = None,
-    heartbeat_timeout: HeartbeatTimeout = 100,
-    hang_timeout: HangTimeout = 600,
-) -> None:
+def _training_job(name: str, told: str) -> None:
+    """Adds the command of a job that trains, in one process or in several."""
+
+    @app.command(name, help=told)
+    def make(
+        run: Run,
+        seed: Seed = 0,
+        scale: Scale = None,
+        params_file: ParamsFile = DEFAULT_PARAMS,
+        threads: Threads = None,
+        stop_with_parent: StopWithParent = False,
+        distributed: Distributed = None,
+        coordinator_address: CoordinatorAddress = None,
+        num_processes: NumProcesses = None,
+        process_id: ProcessId = None,
+        heartbeat_timeout: HeartbeatTimeout = 100,
+        hang_timeout: HangTimeout = 600,
+    ) -> None:
+        others = OtherProcesses(
+            distributed, coordinator_address, num_processes, process_id, heartbeat_timeout,
+            hang_timeout,
+        )  # fmt: skip
+        threads = threads_to_use(threads, params_file, scale)
+        with training_process(threads, stop_with_parent, others):
+            _perform_for_run(params_file, scale, name, run, seed)
+
+
+def _run_job(name: str, told: str) -> None:
+    """Adds the command of a job that one run and seed has."""
+
+    @app.command(name, help=told)
+    def make(
+        run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
+    ) -> None:
+        _perform_for_run(params_file, scale, name, run, seed)
+
+
+_training_job(
+    "train",
     """Train a run to the end, or go on where it stopped, and export its results.
 
     SIGTERM or Ctrl-C saves a checkpoint; the same command goes on from there, on any number of
     hosts and devices that share the global batch evenly.
-    """
-    others = OtherProcesses(
-        distributed, coordinator_address, num_processes, process_id, heartbeat_timeout, hang_timeout
-    )
-    threads = threads_to_use(threads, params_file, scale)
-    with training_process(threads, stop_with_parent, others):
-        _perform_for_run(params_file, scale, "train", run, seed)
-
-
-@app.command()
-def mask(
-    run: Run,
-    seed: Seed = 0,
-    scale: Scale = None,
-    params_file: ParamsFile = DEFAULT_PARAMS,
-    threads: Threads = None,
-    stop_with_parent: StopWithParent = False,
-    distributed: Distributed = None,
-    coordinator_address: CoordinatorAddress = None,
-    num_processes: NumProcesses = None,
-    process_id: ProcessId = None,
-    heartbeat_timeout: HeartbeatTimeout = 100,
-    hang_timeout: HangTimeout = 600,
-) -> None:
-    """Write the units that a masked run keeps (section 4.1.1)."""
-    others = OtherProcesses(
-        distributed, coordinator_address, num_processes, process_id, heartbeat_timeout, hang_timeout
-    )
-    threads = threads_to_use(threads, params_file, scale)
-    with training_process(threads, stop_with_parent, others):
-        _perform_for_run(params_file, scale, "mask", run, seed)
-
-
-@app.command()
-def widths(
-    run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
-) -> None:
-    """Write the layers' widths of round 2 (section 4.4, Table 4)."""
-    _perform_for_run(params_file, scale, "widths", run, seed)
-
-
-@app.command()
-def extract(
-    run: Run, seed: Seed = 0, scale: Scale = None, params_file: ParamsFile = DEFAULT_PARAMS
-) -> None:
-    """Extract a trained run's metrics at convergence, to metrics.json."""
-    _perform_for_run(params_file, scale, "extract", run, seed)
+    """,
+)
+_training_job("mask", "Write the units that a masked run keeps (section 4.1.1).")
+_run_job("widths", "Write the layers' widths of round 2 (section 4.4, Table 4).")
+_run_job("extract", "Extract a trained run's metrics at convergence, to metrics.json.")
 
 
 @app.command()

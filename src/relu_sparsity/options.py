@@ -25,6 +25,8 @@ Threads = Annotated[
 StopWithParent = Annotated[
     bool, typer.Option(help="Save and stop when the calling process dies, as a job of Snakemake.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DEFAULT_PARAMS = Path("params.yaml")
 
 

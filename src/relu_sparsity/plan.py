@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from relu_sparsity.counts import counted
@@ -17,6 +16,7 @@ from relu_sparsity.flops import described_flops_per_token, training_flops
 from relu_sparsity.interventions import used_widths
 from relu_sparsity.jobs import Job, job_table
 from relu_sparsity.layout import Layout, store_root
+from relu_sparsity.paper.history import load_mask
 from relu_sparsity.params import MASKS, Params, RunConfig
 from relu_sparsity.provenance import Digests
 from relu_sparsity.runs import Run, resolve_all
@@ -246,8 +246,7 @@ def _widths(run: Run, digests: Digests) -> Sequence[int]:
         return json.loads(run.intervention_file.read_text(encoding="utf-8"))["mlp_dims"]
     if not run.config.mask.compact:
         return run.config.model.mlp_dims
-    with np.load(run.intervention_file) as masks:
-        kept = [masks[f"layer{k}"] for k in range(run.config.model.num_layers)]
+    kept = load_mask(run.intervention_file, run.config.model.num_layers)
     return used_widths(kept, multiple_of=run.config.mask.width_multiple_of)
 
 

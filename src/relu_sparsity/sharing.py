@@ -9,7 +9,7 @@ import typer
 
 from relu_sparsity.counts import counted
 from relu_sparsity.errors import UserError
-from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Scale, load
+from relu_sparsity.options import DEFAULT_PARAMS, AsJson, ParamsFile, Scale, Yes, load
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def adopt(
 def accept(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Keep results that only other versions of packages made, and record that in them.
 
@@ -77,7 +77,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Published results: published/mini.")],
     scale: Annotated[str | None, typer.Option(help="[default: the folder's name]")] = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare your results with published ones: every number, every verdict.
 
@@ -124,8 +124,8 @@ def tidy(
     free: Annotated[
         bool, typer.Option("--free", help="Delete what is stale or removed, after a question.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what the store holds: what is current, stale, or no longer in params.yaml; free it.
 

@@ -11,6 +11,7 @@ from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_text
 from relu_sparsity.flops import described_flops_per_token
 from relu_sparsity.paper.catalog import PRUNED_RUNS, PRUNING
+from relu_sparsity.paper.history import load_mask
 from relu_sparsity.paper.tables import to_latex
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def _measure(layout: "Layout", parent: str, run: str, seed: int) -> dict[str, fl
             name: 3 * tokens * described_flops_per_token(config, mlp_dims)
             for name, mlp_dims in (("dense", whole), ("compacted", trained))
         }
-        with np.load(layout.mask(run, seed)) as mask:
-            kept = sum(int(mask[f"layer{layer}"].sum()) for layer in range(len(whole)))
+        kept = sum(int(each.sum()) for each in load_mask(layout.mask(run, seed), len(whole)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: or the mask beside it is missing or malformed: {error}") from None
     return {

@@ -11,7 +11,17 @@ import typer
 
 from relu_sparsity import processes
 from relu_sparsity.errors import STOPPED_STATUS, USER_ERROR_STATUS, Interrupted, UserError
-from relu_sparsity.options import DEFAULT_PARAMS, ParamsFile, Run, Scale, Seed, StopWithParent, load
+from relu_sparsity.options import (
+    DEFAULT_PARAMS,
+    AsJson,
+    ParamsFile,
+    Run,
+    Scale,
+    Seed,
+    StopWithParent,
+    Yes,
+    load,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,7 +100,7 @@ def tpu_check(
     run: Annotated[
         list[str] | None, typer.Option(help="Only this one; can be given again.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compile every model of a scale for a slice that need not be there, and tell if it fits.
 
@@ -114,7 +124,7 @@ def tpu_infer(
     emb_dim: Annotated[
         list[int] | None, typer.Option(help="A d_model to try; can be given again.", min=2)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what the paper's memory and clock say of its d_model, which it does not tell.
 
@@ -136,7 +146,7 @@ def tpu_infer(
 def tpu_list(
     slices: Slices = DEFAULT_SLICES,
     all_stores: AllStores = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the slices that jobs of this store asked for."""
     from relu_sparsity.tpu.setup import connect, owned_slices
@@ -155,7 +165,7 @@ def tpu_list(
 def tpu_cleanup(
     slices: Slices = DEFAULT_SLICES,
     all_stores: AllStores = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete the slices that jobs of this store asked for, also those at work."""
     from relu_sparsity.tpu.setup import connect, owned_slices
