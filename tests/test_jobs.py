@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_json, write_text
@@ -21,6 +22,20 @@ def make(job):
     for path in job.outputs:
         write_text(path, job.name)
     write_json(job.record, record_keys(job.fingerprint, job.outputs))
+
+
+def test_the_size_of_a_given_vocabulary_counts_too(tmp_path):
+    """It is checked where the tokenizer is made, so another one has to make it again."""
+    (tmp_path / "my.model").write_bytes(b"a model")
+    found = []
+    for size in (400, 5000):
+        document = yaml.safe_load(Path("params.yaml").read_text())
+        given = {"model": str(tmp_path / "my.model"), "vocab_size": size}
+        document["scales"]["smoke"]["tokenizer"] = given
+        write_text(tmp_path / "params.yaml", yaml.safe_dump(document))
+        table = job_table(load_params(tmp_path / "params.yaml", "smoke"), Layout("smoke", tmp_path))
+        found.append(table["tokenizer"].fingerprint.hash)
+    assert found[0] != found[1]
 
 
 def test_a_mask_needs_the_text_and_not_the_results_of_its_parent(table):

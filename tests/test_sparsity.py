@@ -112,6 +112,15 @@ def test_names_a_shape_it_cannot_take(shape, monkeypatch):
         unit_use(np.zeros(shape, np.float32))
 
 
+def test_more_activations_than_32_bits_count_are_refused():
+    def shapes(seq_len):
+        return jax.eval_shape(unit_use, jax.ShapeDtypeStruct((1, seq_len, 2**15), jnp.float32))
+
+    assert shapes(2**16 - 1)["token_use"].shape == ()
+    with pytest.raises(ValueError, match=r"allowed: seq x hidden below 2147483648"):
+        shapes(2**16)
+
+
 @settings(max_examples=40)
 @given(hnp.arrays(np.int32, (3, 17), elements=st.integers(0, 11)))
 def test_histogram_and_sort_give_the_same_order_statistics(counts):

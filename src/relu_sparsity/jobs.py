@@ -160,7 +160,9 @@ def job_table(params: Params, layout: Layout) -> JobTable:
 def _rows(params: Params, layout: Layout) -> Iterator[Job]:
     text = {
         "data": _data_identity(params.defaults.data),
-        "tokenizer": tokenizer_identity(params.defaults.tokenizer),
+        # Of a given model the number of its tokens too: it is checked where the tokenizer is made.
+        "tokenizer": {"vocab_size": params.defaults.tokenizer.vocab_size}
+        | tokenizer_identity(params.defaults.tokenizer),
     }
     yield Job(
         "tokenizer",

@@ -129,7 +129,8 @@ def unit_use(
       sequence on which a unit is used, among the units that the sequence uses.
 
     Raises:
-      ValueError: `activations` does not have three axes, or one of them is empty.
+      ValueError: `activations` does not have three axes, or one of them is empty, or a sequence has
+        more activations than 32 bits count.
 
     References:
       Section 2.1, A.6; Tables 1 and 3.
@@ -138,7 +139,11 @@ def unit_use(
         raise ValueError(
             f"activations: shape {activations.shape}; allowed: (batch, seq, hidden), none empty"
         )
-    batch, seq_len, _ = activations.shape
+    batch, seq_len, hidden = activations.shape
+    if seq_len * hidden >= 2**31:
+        raise ValueError(
+            f"activations: shape {activations.shape}; allowed: seq x hidden below {2**31}"
+        )
     counts = token_counts(jnp.asarray(activations))
     return mean_use(use_from_counts(counts, seq_len=seq_len, group_size=batch), seq_len=seq_len)
 

@@ -68,7 +68,7 @@ class TrainedModel:
         try:
             self._params = stored.restore(step, steps.state).state.params
         except DamagedError as error:
-            raise UserError(f"{checkpoints}: cannot be read ({error})") from None
+            raise UserError(f"{checkpoints}: cannot be read ({error.reason})") from None
         finally:
             stored.close()
         kept = masks_by_stack(kept_units, config.model.mlp_dims) if kept_units else None

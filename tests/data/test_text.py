@@ -57,6 +57,7 @@ GOOD = b'{"text": "good"}\n'
         ("a.jsonl", GOOD + b"{text: 1}\n", r"line 2: not JSON: .*'{text: 1}'"),
         ("a.jsonl", GOOD + b"\n" + GOOD, r"line 2: not JSON"),
         ("a.jsonl", b"[" * 100_000, r"line 1: not JSON"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n", r"line 1: not JSON"),
         ("a.jsonl", GOOD + b'["text"]\n', r"line 2: not an object: '\[\"text\"\]'"),
         ("a.jsonl", GOOD + b'{"txt": "x"}\n', r"line 2: no \"text\" among the keys \['txt'\]"),
         ("a.jsonl", GOOD + b'{"text": 3}\n', r"line 2: \"text\" is not a string: '3'"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relu_sparsity.errors import UserError
 from relu_sparsity.training import checkpoints
 from relu_sparsity.training.checkpoints import Checkpoint, Checkpoints, DamagedError
 
@@ -102,6 +103,26 @@ def test_other_numbers_than_were_saved_are_damage(tmp_path, monkeypatch, part):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_content", lambda checkpoint: digest)
         stored.save(changed)
-    with pytest.raises(DamagedError, match="its SHA-256 is not that of what was saved"):
+    with pytest.raises(DamagedError, match="its SHA-256 is not that of what was saved") as raised:
         stored.restore(4, saved.state)
+    # Where nothing older is there, as of a branch, this is what a user gets to see.
+    assert str(raised.value).startswith(f"{tmp_path / 'checkpoints' / '4'}: cannot be read (its")
+    assert str(raised.value).endswith("); delete it, and it is made again")
+    assert isinstance(raised.value, UserError)
+    stored.close()
+
+
+def test_a_run_that_goes_on_with_other_threads_is_told(tmp_path, monkeypatch, caplog):
+    saved = Checkpoint(4, {"kernel": jnp.ones(3)}, {"at": 4}, {"loss": np.arange(4.0)})
+    stored = Checkpoints(tmp_path / "checkpoints")
+    monkeypatch.setenv("NPROC", "2")
+    stored.save(saved)
+    assert stored.restore_latest(saved.state).device == "cpu with 2 threads"
+    assert not caplog.messages
+    monkeypatch.setenv("NPROC", "1")
+    stored.restore_latest(saved.state)
+    assert caplog.messages == [
+        "the checkpoint at step 4 was trained on cpu with 2 threads, and goes on on cpu with 1 "
+        "thread: the last bits will not be those of a run without a stop"
+    ]
     stored.close()

@@ -375,6 +375,14 @@ def test_a_dry_run_changes_nothing(project):
     assert (project.folder / ".snakemake/locks/0.input.lock").exists()
 
 
+def test_fewer_cores_train_with_the_threads_of_the_parameters(project):
+    """As another number gives other last bits."""
+    project.edit(lambda document: document["defaults"]["resources"].update(threads=2))
+    project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
+    commands = project.run("snakemake", "--cores", "1", "-n", "-p", "run_lr_x1of3")
+    assert "train --run lr_x1of3 --seed 0 --scale smoke --threads 2 " in commands
+
+
 def test_a_read_only_checkout_can_be_looked_at(project):
     """Mounted read-only in a namespace of its own, which only root can do."""
     project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))

@@ -97,6 +97,15 @@ def test_a_mask_that_needs_training_is_made_on_a_slice(controller, plain):
     created = [call for call in controller.cloud.calls() if " create " in call]
     assert len(created) in (1, 2)
     assert controller.cloud.slices() == {}
+    # Whoever followed a slice has not asked for another.
+    [usage] = [
+        json.loads(controller.bucket.read(name))
+        for name in controller.bucket.names(f"{controller.prefix}/jobs/")
+        if name.endswith("/usage.json")
+    ]
+    assert list(usage) == ["1"]
+    assert usage["1"]["active"]
+    assert usage["1"]["gone"]
     random = controller.project.folder / "results/tpu/runs/random_masked/seed0/mask.npz"
     assert random.is_file()
     made = controller.project.folder / "results/tpu/runs/masked/seed0/mask.npz"
@@ -373,7 +382,9 @@ def test_a_host_that_the_lock_is_not_for_says_so(controller):
 
 def test_a_host_that_cannot_install_the_lock_says_so(controller):
     controller.settings(python=None)
-    controller.cloud.shadow("python3", 'echo "no matching distribution for flax" >&2; exit 1')
+    # Of uv's messages the last bytes are shown, which may begin in the middle of a character.
+    told = r"printf '\224\200 no matching distribution for flax \342\225\260\n' >&2; exit 1"
+    controller.cloud.shadow("python3", told)
     controller.cloud.shadow("sleep", "exit 0")
     output = controller.run(*LAUNCH, status=1)
     assert re.search(r"packages cannot be installed: no matching distribution for flax", output)

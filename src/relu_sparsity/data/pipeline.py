@@ -190,16 +190,19 @@ def heldout_documents(
       num_sequences: Number of rows, as of `heldout_batches`.
     """
     row_len = seq_len + 1
-    counts: list[np.ndarray] = []
-    total = 0
-    for document in source:
-        counts.append(np.arange(total, total + len(tokenizer.encode(document))) // row_len)
-        total += len(counts[-1])
-        if total >= num_sequences * row_len:
+    most = np.zeros(num_sequences, int)
+    found = np.zeros(num_sequences, np.int32)
+    begin = 0
+    for index, document in enumerate(source):
+        end = begin + len(tokenizer.encode(document))
+        rows = np.arange(begin // row_len, min(-(-end // row_len), num_sequences))
+        tokens = np.minimum((rows + 1) * row_len, end) - np.maximum(rows * row_len, begin)
+        more = rows[tokens > most[rows]]
+        most[more], found[more] = tokens[tokens > most[rows]], index
+        begin = end
+        if end >= num_sequences * row_len:
             break
-    of_rows = np.stack([np.bincount(rows, minlength=num_sequences)[:num_sequences]
-                        for rows in counts])  # fmt: skip
-    return of_rows.argmax(axis=0).astype(np.int32)
+    return found
 
 
 def _packed(

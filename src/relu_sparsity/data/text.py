@@ -113,7 +113,7 @@ def _json_texts(path: Path) -> Iterator[tuple[int, str]]:
         where = f"{path}: line {number}"
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON: {error}: {_shown(line)}; {_JSONL}") from None
         if not isinstance(value, dict):
             raise UserError(f"{where}: not an object: {_shown(line)}; {_JSONL}")

@@ -180,15 +180,15 @@ class _Launcher:
 
     def _adopt(self, found: Slice | None) -> bool:
         """Whether the slice of a launcher that was killed still works on the job."""
+        # One whose hosts never said anything is known by its use alone.
+        self._attempt = max(self._job.slice_job.last_attempt(), *self._uses, 0)
         if found is None:
-            self._attempt = self._job.slice_job.last_attempt()
             self._mark("gone")
             return False
         if found.state in (*WAITING, "ACTIVE"):
             self._attempt = int(found.labels.get(ATTEMPT_LABEL, 1))
             self._tell(f"takes over the slice that is there, {found.state}")
             return True
-        self._attempt = self._job.slice_job.last_attempt()
         self._delete()
         return False
 
@@ -216,6 +216,7 @@ class _Launcher:
             except AlreadyExists as trouble:
                 # Two masks of one parent need the same steps, and the other was faster.
                 self._tell("another launcher has asked for the same slice: follows it")
+                del self._uses[self._attempt]
                 if not self._adopt(self._describe()):
                     raise _NoCapacity(str(trouble)) from None
 

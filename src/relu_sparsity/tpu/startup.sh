@@ -20,7 +20,7 @@ put() {
 
 refuse() {  # Tells the controller why no other try would help, as host.py does later.
   local message
-  message="$(printf '%s' "$1" | tr '\n\t"\\' "  ''" | tr -d '\000-\037')"
+  message="$(printf '%s' "$1" | tr '\n\t"\\' "  ''" | LC_ALL=C tr -cd '\040-\176')"
   printf '{"worker": %s, "num_hosts": %s, "state": "failed", "time": %s, "restarts": 0,
     "message": "%s"}\n' "$worker" "$num_hosts" "$(date +%s)" "$message" > report.json
   again put report.json "$job/attempt$attempt/host$worker.json"

@@ -32,22 +32,24 @@ class Work:
     ) -> None:
         self.run = resolve(params, layout, run, seed)
         self._command, self._settings = command, settings
-        made = self.run
-        self.store = made.store
+        # The run that hosts train: of a mask the parent, which is the same for all masks of it.
+        self._trained = self.run
+        self.store = self.run.store
         self._done_file = self.store.finished / "run.json"
         self._checkpoints = self.store.checkpoints
-        words = []
         if command == "mask":
             if self.run.intervention not in MASKS or self.run.parent is None:
                 raise UserError(f"runs.{run}: has no mask; allowed: a run with one")
-            made, step = self.run.parent, self.run.config.mask.step
-            self.store = made.store
+            self._trained, step = self.run.parent, self.run.config.mask.step
+            self.store = self._trained.store
             self._done_file = self.store.branch(step) / "units.npz"
             self._checkpoints = self.store.replay(step) / "checkpoints"
-            words = [f"step{step}"]
         # Somebody else's slice in the same project may be for the same run, and another store.
         which = owner_of(store_root())[:6] + self.store.folder.name[:8]
-        name = slice_name(params.scale, made.name, f"seed{seed}", *words, which)
+        if command == "mask":
+            # Not in a part that may be cut: two masks may be of other steps of one parent.
+            which = f"step{self.run.config.mask.step}-{which}"
+        name = slice_name(params.scale, self._trained.name, f"seed{seed}", which)
         self.slice_job = SliceJob(store_root() / "jobs" / name)
 
     def is_done(self) -> bool:
@@ -69,12 +71,12 @@ class Work:
 
     def prepare(self) -> None:
         """Puts everything that the hosts need into the store."""
-        run = self.run
-        needed = [*run.text_jobs]
-        if self._command == "train" and run.intervention_job is not None:
-            needed.append(run.intervention_job)
+        run, trained = self.run, self._trained
+        needed = [*trained.text_jobs]
+        if trained.intervention_job is not None:
+            needed.append(trained.intervention_job)
         inputs = [path for job in needed for path in job.files_written]
-        expected = json.dumps(run.job.fingerprint.as_json())
+        expected = json.dumps(trained.job.fingerprint.as_json())
         write_bundle([*_CODE, *inputs], {EXPECTED: expected.encode()}, self.slice_job.bundle)
         self.slice_job.describe(
             JobDescription(
@@ -84,7 +86,7 @@ class Work:
                     "--hang-timeout", str(self._settings.hang_timeout_seconds),
                 ),
                 done_file=str(self._done_file.relative_to(store_root())),
-                run=run.name,
+                run=trained.name,
                 seed=run.seed,
                 scale=run.scale,
                 poll_seconds=self._settings.poll_seconds,

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import time
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from relu_sparsity import distributed
+from relu_sparsity.counts import counted
 from relu_sparsity.errors import TryAgain, UserError, is_unreachable
 from relu_sparsity.files import AnyPath, absolute
 
@@ -19,8 +21,16 @@ log = logging.getLogger(__name__)
 _PAUSES = (1.0, 5.0, 20.0)
 
 
-class DamagedError(Exception):
-    """A checkpoint is not what was saved."""
+class DamagedError(UserError):
+    """A checkpoint is not what was saved.
+
+    Attributes:
+      reason: What is wrong with it.
+    """
+
+    def __init__(self, path: AnyPath, reason: str) -> None:
+        super().__init__(f"{path}: cannot be read ({reason}); delete it, and it is made again")
+        self.reason = reason
 
 
 class Checkpoint(NamedTuple):
@@ -31,12 +41,14 @@ class Checkpoint(NamedTuple):
       state: The train state.
       data_state: The state of the data iterator, which gives batch `step` next.
       history: The history's arrays.
+      device: What it was trained on last; "" where that was not kept.
     """
 
     step: int
     state: Any
     data_state: dict[str, Any]
     history: dict[str, np.ndarray]
+    device: str = ""
 
 
 class Checkpoints:
@@ -69,7 +81,11 @@ class Checkpoints:
                 state=ocp.args.StandardSave(checkpoint.state),
                 history=ocp.args.StandardSave(checkpoint.history),
                 data=ocp.args.JsonSave(
-                    {"iterator": checkpoint.data_state, "sha256": _content(checkpoint)}
+                    {
+                        "iterator": checkpoint.data_state,
+                        "sha256": _content(checkpoint),
+                        "device": _device(),
+                    }
                 ),
             ),
             force=True,
@@ -90,15 +106,18 @@ class Checkpoints:
         def told_by_leader() -> dict[str, Any]:
             try:
                 read.append(self._read_patiently(step, state))
-            except (DamagedError, TryAgain) as error:
-                return {type(error).__name__: str(error)}
+            except DamagedError as error:
+                return {"damaged": error.reason}
+            except TryAgain as error:
+                return {"try_again": str(error)}
             shapes = {key: (each.shape, each.dtype.str) for key, each in read[0].history.items()}
-            return {"data": read[0].data_state, "history": shapes}
+            return {"data": read[0].data_state, "history": shapes, "device": read[0].device}
 
         told = distributed.ask_leader(told_by_leader)
-        for kind in (DamagedError, TryAgain):
-            if kind.__name__ in told:
-                raise kind(told[kind.__name__])
+        if "damaged" in told:
+            raise DamagedError(self.folder / str(step), told["damaged"])
+        if "try_again" in told:
+            raise TryAgain(told["try_again"])
         values: list[Any] = [None] * len(jax.tree.leaves(state))
         history: dict[str, Any] = dict.fromkeys(told["history"])
         if read:
@@ -115,6 +134,7 @@ class Checkpoints:
                 key: distributed.share(history[key], shape, np.dtype(dtype))
                 for key, (shape, dtype) in told["history"].items()
             },
+            told["device"],
         )
         contents = distributed.gather(_content(checkpoint)[:16])
         if len(set(contents)) > 1:
@@ -139,7 +159,7 @@ class Checkpoints:
             except Exception as error:
                 reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 if not is_unreachable(error):
-                    raise DamagedError(reason) from error
+                    raise DamagedError(self.folder / str(step), reason) from error
                 if pause is None:
                     raise TryAgain(
                         f"{self.folder / str(step)}: the store does not answer ({reason})"
@@ -169,11 +189,16 @@ class Checkpoints:
             )
         told = restored["data"]
         checkpoint = Checkpoint(
-            step, restored["state"], told["iterator"], jax.tree.map(np.asarray, restored["history"])
+            step,
+            restored["state"],
+            told["iterator"],
+            jax.tree.map(np.asarray, restored["history"]),
+            told.get("device", ""),
         )
         # The step is part of the content: this is the checkpoint that was asked for.
         if _content(checkpoint) != told["sha256"]:
-            raise DamagedError("its SHA-256 is not that of what was saved")
+            reason = "its SHA-256 is not that of what was saved"
+            raise DamagedError(self.folder / str(step), reason)
         return checkpoint
 
     def restore_latest(self, state: Any) -> Checkpoint | None:
@@ -194,11 +219,17 @@ class Checkpoints:
                 checkpoint = self.restore(step, state)
             except DamagedError as error:
                 failed.append(step)
-                reason = str(error)
+                reason = error.reason
                 log.warning("the checkpoint at step %d cannot be read (%s)", step, reason)
                 continue
             if failed:
                 self._move_aside(failed, step)
+            if checkpoint.device not in ("", _device()):
+                log.warning(
+                    "the checkpoint at step %d was trained on %s, and goes on on %s: the last bits "
+                    "will not be those of a run without a stop",
+                    step, checkpoint.device, _device(),
+                )  # fmt: skip
             return checkpoint
         if failed:
             raise UserError(
@@ -233,6 +264,14 @@ class Checkpoints:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _device() -> str:
+    """What decides last bits: the kind of device, and on a CPU the number of XLA's threads."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() != "cpu":
+        return kind
+    return f"{kind} with {counted(int(os.environ.get('NPROC') or os.cpu_count() or 1), 'thread')}"
 
 
 def _content(checkpoint: Checkpoint) -> str:
