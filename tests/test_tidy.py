@@ -23,6 +23,8 @@ PARAMS = Path("params.yaml").absolute()
 def store(tmp_path, monkeypatch):
     """A store with a current run, a stale one, one of a seed and one of a run that are gone."""
     monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
+    # Results beside it, of a run that params.yaml no longer has, are the user's.
+    monkeypatch.chdir(tmp_path)
     current = resolve(load_params(PARAMS, "smoke"), Layout("smoke"), "baseline", 0).store.folder
     root = tmp_path / "store" / "runs" / "smoke"
     folders = {
@@ -49,7 +51,8 @@ def found(layout):
 
 
 def invoke(*arguments, **keywords):
-    return CliRunner().invoke(app, ["tidy", "--scale", "smoke", *arguments], **keywords)
+    options = ["--scale", "smoke", "--params", str(PARAMS)]
+    return CliRunner().invoke(app, ["tidy", *options, *arguments], **keywords)
 
 
 def test_tells_what_is_current_stale_and_removed_with_sizes(store, layout):
