@@ -31,8 +31,9 @@ DEFAULT_PARAMS = Path("params.yaml")
 
 
 def threads_to_use(threads: int | None, params_file: Path, scale: str | None) -> int | None:
-    """As many as the workflow gives a training job, as another number gives other last bits.
+    """As many as the parameters say, also where --cores of Snakemake leaves fewer.
 
+    Another number gives other last bits.
     A host of a slice, whose device does the work, uses all that it has.
     """
     if threads is not None or "RELU_SPARSITY_SLICE" in os.environ:

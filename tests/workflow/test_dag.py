@@ -379,8 +379,9 @@ def test_fewer_cores_train_with_the_threads_of_the_parameters(project):
     """As another number gives other last bits."""
     project.edit(lambda document: document["defaults"]["resources"].update(threads=2))
     project.edit(lambda document: document["runs"]["lr_x1of3"]["optimizer"].update(peak_lr=1e-4))
-    commands = project.run("snakemake", "--cores", "1", "-n", "-p", "run_lr_x1of3")
-    assert "train --run lr_x1of3 --seed 0 --scale smoke --threads 2 " in commands
+    project.run("snakemake", "--cores", "1", "run_lr_x1of3")
+    trained = json.loads((project.results / "runs/lr_x1of3/seed0/run.json").read_text())
+    assert trained["environment"]["cpu_threads"] == 2
 
 
 def test_a_read_only_checkout_can_be_looked_at(project):

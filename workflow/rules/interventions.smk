@@ -13,14 +13,12 @@ rule mask:
         mem_mb=PARAMS.resources.mem_mb,
     params:
         command=training_command,
-        # Not those that --cores leaves: another number gives other last bits.
-        threads=PARAMS.resources.threads,
         scale=SCALE,
     message:
         "make the mask of {wildcards.run}, seed {wildcards.seed}"
     shell:
         "exec {params.command} mask --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
-        " --threads {params.threads} --stop-with-parent > {log} 2>&1"
+        " --stop-with-parent > {log} 2>&1"
 
 
 rule widths:

@@ -12,14 +12,12 @@ rule train:
         mem_mb=PARAMS.resources.mem_mb,
     params:
         command=training_command,
-        # Not those that --cores leaves: another number gives other last bits.
-        threads=PARAMS.resources.threads,
         scale=SCALE,
     message:
         "train {wildcards.run}, seed {wildcards.seed}"
     shell:
         "exec {params.command} train --run {wildcards.run} --seed {wildcards.seed} --scale {params.scale}"
-        " --threads {params.threads} --stop-with-parent > {log} 2>&1"
+        " --stop-with-parent > {log} 2>&1"
 
 
 rule extract:

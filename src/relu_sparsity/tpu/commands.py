@@ -49,7 +49,6 @@ def tpu_run(
     scale: Scale = None,
     params_file: ParamsFile = DEFAULT_PARAMS,
     slices: Slices = DEFAULT_SLICES,
-    threads: Annotated[int | None, typer.Option(hidden=True)] = None,
     stop_with_parent: StopWithParent = False,
 ) -> None:
     """Run a job on a slice of its own, and delete the slice whatever happens.
@@ -60,7 +59,6 @@ def tpu_run(
     from relu_sparsity.tpu.launcher import launch
     from relu_sparsity.tpu.slices import load_slice_params
 
-    del threads  # They are the hosts' business.
     if command not in ("train", "mask"):
         raise UserError(f"{command!r}: is no job for a slice; allowed: train, mask")
     if stop_with_parent:
