@@ -71,7 +71,7 @@ def test_every_scale_has_every_experiment_parents_first(scale):
 def test_every_choice_differs_from_the_baseline_of_its_scale(scale):
     params = load_params(FILE, scale)
     assert len(params.choices) >= 15
-    with_seeds = ("mlp_dim_double", "paper_choices_decay_x10", "untied_decay_x10")
+    with_seeds = ("mlp_dim_double", "paper_choices_decay_x10", "untied_decay_x10", "paper_choices_batch_x4")
     base = params.runs["baseline"].config
     for run in params.choices.values():
         assert run.sensitivity
