@@ -1,6 +1,8 @@
 """Eight simulated devices, checked array shapes, and small real text for every test."""
 
+import contextlib
 import os
+import shutil
 import tempfile
 
 # Before JAX starts: tests share batches between up to eight devices of one CPU.
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+from repository import PARAMS, ROOT
 
 # A busy machine is slow, and not wrong.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,6 +37,17 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_a_users_files(tmp_path_factory):
+    """The current folder is a checkout with the parameters that ship, and without results."""
+    folder = tmp_path_factory.mktemp("as_it_ships")
+    shutil.copy(PARAMS, folder)
+    for name in ("src", "workflow", "tpu", "requirements-tpu.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    with contextlib.chdir(folder):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from repository import PARAMS
 
 from relu_sparsity.files import read_json, write_json
 from relu_sparsity.jobs import job_table
@@ -18,7 +19,6 @@ from relu_sparsity.params_file import parse_params
 from relu_sparsity.provenance import record_keys
 from relu_sparsity.training.history import History
 
-REPOSITORY = Path(__file__).parents[1]
 NUM_SEQUENCES = 40
 
 # The paper's proportions, a hundredth of its steps: 7 % of them are 700.
@@ -32,7 +32,7 @@ PAPER_SCALE = {
 
 def make_params(**overrides) -> Params:
     """The repository's runs at a scale of the paper's shape and few steps."""
-    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    document = yaml.safe_load((PARAMS).read_text())
     document |= {"scale": "test", "scales": {"test": PAPER_SCALE | overrides}}
     return parse_params(document, Path("params.yaml"))
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from repository import PARAMS
 
 from relu_sparsity.dag_view import DagView, Expected, TimeLeft
 from relu_sparsity.params_file import load_params
@@ -49,7 +50,7 @@ def test_nobody_waits_for_what_has_failed_unless_it_is_tried_again():
 def test_time_left_is_that_of_the_jobs_that_run(tmp_path, monkeypatch):
     """Of a run alone, or of those that are only made when asked for."""
     monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
-    shutil.copy("params.yaml", tmp_path)
+    shutil.copy(PARAMS, tmp_path)
     monkeypatch.chdir(tmp_path)
     params = load_params(Path("params.yaml"), "smoke")
     jobs = {"train/baseline/seed0", "train/rmsnorm/seed0", "extract/baseline/seed0"}

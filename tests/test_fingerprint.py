@@ -1,23 +1,21 @@
 """What a result means: parameters, code, packages, and what makes it stale."""
 
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 import yaml
+from repository import PARAMS
 
 from relu_sparsity import fingerprint
 from relu_sparsity.jobs import job_table
 from relu_sparsity.layout import Layout
 from relu_sparsity.params_file import parse_params
 
-FILE = Path(__file__).parent.parent / "params.yaml"
-
 
 def table(change=lambda document: None):
-    document = yaml.safe_load(FILE.read_text())
+    document = yaml.safe_load(PARAMS.read_text())
     change(document)
-    return job_table(parse_params(document, FILE, "smoke"), Layout("smoke"))
+    return job_table(parse_params(document, PARAMS, "smoke"), Layout("smoke"))
 
 
 def changed_runs(change):

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from repository import PARAMS, ROOT
 
 from relu_sparsity.forkserver import ADDRESS
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the server")
 
 
@@ -217,7 +217,7 @@ def test_what_trains_is_a_fork_of_a_server_with_the_same_environment(
     # It opens when the job reads its parameters.
     with params.open("w") as pipe:
         forks = children(served.server.pid)
-        pipe.write((ROOT / "params.yaml").read_text())
+        pipe.write((PARAMS).read_text())
     assert "run 'nothing' is not in params.yaml" in client.communicate(timeout=60)[1]
     assert len(forks) == is_served
 
@@ -251,7 +251,7 @@ def test_a_job_of_snakemake_that_trains_is_a_fork(tmp_path):
             if "fork-server" in Path(f"/proc/{child}/cmdline").read_text()
         ]
         assert len(children(server)) == 1
-        pipe.write((ROOT / "params.yaml").read_text())
+        pipe.write((PARAMS).read_text())
     assert "run 'nothing' is not in params.yaml" in snakemake.communicate(timeout=60)[1]
 
 

@@ -1,9 +1,8 @@
 """What a job checks of the results that it reads."""
 
-from pathlib import Path
-
 import pytest
 import yaml
+from repository import PARAMS
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_json, write_text
@@ -15,7 +14,7 @@ from relu_sparsity.provenance import record_keys
 
 @pytest.fixture
 def table(tmp_path):
-    return job_table(load_params(Path("params.yaml"), "smoke"), Layout("smoke", root=tmp_path))
+    return job_table(load_params(PARAMS, "smoke"), Layout("smoke", root=tmp_path))
 
 
 def make(job):
@@ -29,7 +28,7 @@ def test_the_size_of_a_given_vocabulary_counts_too(tmp_path):
     (tmp_path / "my.model").write_bytes(b"a model")
     found = []
     for size in (400, 5000):
-        document = yaml.safe_load(Path("params.yaml").read_text())
+        document = yaml.safe_load(PARAMS.read_text())
         given = {"model": str(tmp_path / "my.model"), "vocab_size": size}
         document["scales"]["smoke"]["tokenizer"] = given
         write_text(tmp_path / "params.yaml", yaml.safe_dump(document))

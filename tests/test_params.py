@@ -1,20 +1,16 @@
 """params.yaml: what it resolves to, and every way to get it wrong."""
 
-from pathlib import Path
-
 import pytest
 import yaml
+from repository import PARAMS
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.params_file import load_params, parse_params
 
-ROOT = Path(__file__).parent.parent
-FILE = ROOT / "params.yaml"
-
 
 @pytest.fixture
 def document():
-    return yaml.safe_load(FILE.read_text())
+    return yaml.safe_load(PARAMS.read_text())
 
 
 def put(document, path, value):
@@ -27,7 +23,7 @@ def put(document, path, value):
 
 def test_the_tpu_scale_is_the_papers():
     """Section 2.2 and Table 5."""
-    params = load_params(FILE, "tpu")
+    params = load_params(PARAMS, "tpu")
     baseline = params.run("baseline").config
     assert baseline.model.num_layers == 6
     assert baseline.model.mlp_dim == 32768
@@ -53,7 +49,7 @@ def test_the_tpu_scale_is_the_papers():
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "gpu", "tpu"])
 def test_every_scale_has_every_experiment_parents_first(scale):
-    params = load_params(FILE, scale)
+    params = load_params(PARAMS, scale)
     assert params.scale == scale
     assert set(params.paper_runs) == {
         "baseline", "lr_x1of3", "lr_x2of3", "lr_x5of3", "width_x1of2", "width_x1of4",
@@ -69,25 +65,30 @@ def test_every_scale_has_every_experiment_parents_first(scale):
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "gpu", "tpu"])
 def test_every_choice_differs_from_the_baseline_of_its_scale(scale):
-    params = load_params(FILE, scale)
+    params = load_params(PARAMS, scale)
     assert len(params.choices) >= 15
-    with_seeds = ("mlp_dim_double", "paper_choices_decay_x10", "untied_decay_x10", "paper_choices_batch_x4")
+    with_seeds = (
+        "mlp_dim_double",
+        "paper_choices_decay_x10",
+        "untied_decay_x10",
+        "paper_choices_batch_x4",
+    )
     base = params.runs["baseline"].config
     for run in params.choices.values():
         assert run.sensitivity
         assert run.seeds == ((0, 1, 2) if run.name in with_seeds else (0,))
         assert run.config != base, run.name
-    tpu = load_params(FILE, "tpu")
+    tpu = load_params(PARAMS, "tpu")
     assert "small_embeddings" not in tpu.choices
     with pytest.raises(UserError, match=r"the scale tpu has made this choice already; .*baseline"):
         tpu.run("small_embeddings")
-    assert "small_embeddings" in load_params(FILE, "mini").choices
+    assert "small_embeddings" in load_params(PARAMS, "mini").choices
 
 
 @pytest.mark.parametrize("text", ["1e-3", "5e-05", "1E-3", ".5e-2", "2.e-3"])
 def test_numbers_are_read_as_dvc_writes_them_and_todays_yaml_means_them(tmp_path, text):
-    edited = FILE.read_text().replace("peak_lr: 3.0e-3", f"peak_lr: {text}")
-    assert edited != FILE.read_text()
+    edited = PARAMS.read_text().replace("peak_lr: 3.0e-3", f"peak_lr: {text}")
+    assert edited != PARAMS.read_text()
     (tmp_path / "params.yaml").write_text(edited)
     assert load_params(tmp_path / "params.yaml", "tpu").defaults.optimizer.peak_lr == float(text)
 
@@ -95,14 +96,14 @@ def test_numbers_are_read_as_dvc_writes_them_and_todays_yaml_means_them(tmp_path
 def test_a_vocabulary_in_ones_home_is_found(document, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     put(document, "scales.smoke.tokenizer.model", "~/own.model")
-    model = parse_params(document, FILE).run("baseline").config.tokenizer.model
+    model = parse_params(document, PARAMS).run("baseline").config.tokenizer.model
     assert model == str(tmp_path / "own.model")
 
 
 def test_all_that_is_set_is_shown(document):
     put(document, "scales.smoke.training.tensorboard", True)
     put(document, "scales.smoke.data.read_threads", 7)
-    run = parse_params(document, FILE).run("baseline")
+    run = parse_params(document, PARAMS).run("baseline")
     assert run.resolved()["config"]["training"]["tensorboard"] is True
     assert run.resolved()["config"]["data"]["read_threads"] == 7
     assert "tensorboard" not in run.model_dump()["config"]["training"], "it changes no result"
@@ -111,31 +112,31 @@ def test_all_that_is_set_is_shown(document):
 def test_a_choice_is_an_own_run(document):
     put(document, "sensitivity", {"baseline": {"model": {"norm": "rmsnorm"}}})
     with pytest.raises(UserError, match=r"sensitivity\.baseline: is also in runs"):
-        parse_params(document, FILE)
+        parse_params(document, PARAMS)
     put(document, "sensitivity", {"wide": {"model": {"mlp_dims": 3}}})
     with pytest.raises(UserError, match=r"sensitivity\.wide\.model\.mlp_dims"):
-        parse_params(document, FILE)
+        parse_params(document, PARAMS)
     put(document, "sensitivity", {"wide": {"parent": "baseline"}})
     with pytest.raises(UserError, match=r"sensitivity\.wide\.parent"):
-        parse_params(document, FILE)
+        parse_params(document, PARAMS)
     put(document, "sensitivity", {"wide": {"model": {"mlp_dim": "x2"}, "seeds": [4, 5]}})
-    assert parse_params(document, FILE).runs["wide"].seeds == (4, 5)
+    assert parse_params(document, PARAMS).runs["wide"].seeds == (4, 5)
 
 
 def test_nearer_layers_win(document):
     put(document, "defaults.optimizer.b1", 0.1)
     put(document, "scales.smoke.optimizer.b1", 0.2)
-    assert parse_params(document, FILE).run("baseline").config.optimizer.b1 == 0.2
+    assert parse_params(document, PARAMS).run("baseline").config.optimizer.b1 == 0.2
     put(document, "runs.baseline", {"optimizer": {"b1": 0.3}})
-    assert parse_params(document, FILE).run("baseline").config.optimizer.b1 == 0.3
+    assert parse_params(document, PARAMS).run("baseline").config.optimizer.b1 == 0.3
     put(document, "scales.smoke.runs", {"baseline": {"optimizer": {"b1": 0.4}}})
-    assert parse_params(document, FILE).run("baseline").config.optimizer.b1 == 0.4
-    assert parse_params(document, FILE).run("round1").config.optimizer.b1 == 0.2
+    assert parse_params(document, PARAMS).run("baseline").config.optimizer.b1 == 0.4
+    assert parse_params(document, PARAMS).run("round1").config.optimizer.b1 == 0.2
 
 
 def test_an_experiment_takes_lines_in_the_file_only(document):
     document["runs"]["wide_and_slow"] = {"model": {"mlp_dim": "x2"}, "optimizer": {"peak_lr": 1e-4}}
-    run = parse_params(document, FILE).run("wide_and_slow")
+    run = parse_params(document, PARAMS).run("wide_and_slow")
     assert run.config.model.mlp_dim == 512
     assert run.config.optimizer.peak_lr == 1e-4
 
@@ -144,7 +145,7 @@ def test_an_experiment_takes_lines_in_the_file_only(document):
 def test_a_width_for_each_layer_goes_to_json_and_back(document):
     widths = [256, 74, 130, 115, 125, 138]
     document["runs"]["ragged"] = {"model": {"mlp_dim": widths}}
-    config = parse_params(document, FILE).run("ragged").config
+    config = parse_params(document, PARAMS).run("ragged").config
     assert config.model.mlp_dims == tuple(widths)
     written = config.model_dump(mode="json")
     assert written["model"]["mlp_dim"] == widths
@@ -220,14 +221,14 @@ BAD = [
 def test_names_the_key_the_value_and_what_is_allowed(document, path, value, message):
     put(document, path, value)
     with pytest.raises(UserError, match=message):
-        parse_params(document, FILE)
+        parse_params(document, PARAMS)
 
 
 def test_runs_must_not_branch_off_each_other(document):
     del document["runs"]["round1"]
     document["branches"]["round1"] = {"parent": "round2", "intervention": "used_widths"}
     with pytest.raises(UserError, match=r"branch off each other \(round2 -> round1 -> round2\)"):
-        parse_params(document, FILE)
+        parse_params(document, PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_unknown_runs_and_seeds_are_named():
-    params = load_params(FILE)
+    params = load_params(PARAMS)
     with pytest.raises(UserError, match=r"run 'best' is not in params.yaml; allowed: baseline"):
         params.run("best")
     with pytest.raises(UserError, match=r"run 'baseline' has no seed 7 .*allowed: 0"):
@@ -262,7 +263,7 @@ def test_unknown_runs_and_seeds_are_named():
 
 def test_a_short_run_needs_no_mask_step(document):
     document["runs"]["short"] = {"training": {"num_steps": "x1/4"}}
-    assert parse_params(document, FILE, "smoke").run("short").config.training.num_steps == 125
+    assert parse_params(document, PARAMS, "smoke").run("short").config.training.num_steps == 125
 
 
 def test_layers_of_several_widths_are_masked_but_not_compacted(document):
@@ -272,14 +273,14 @@ def test_layers_of_several_widths_are_masked_but_not_compacted(document):
         "parent": "uneven", "intervention": "mask_unused",
     }  # fmt: skip
     with pytest.raises(UserError, match=r"uneven_masked.mask.compact: true .*; allowed: false"):
-        parse_params(document, FILE, "smoke")
+        parse_params(document, PARAMS, "smoke")
     document["branches"]["uneven_masked"]["mask"] = {"compact": False}
-    assert not parse_params(document, FILE, "smoke").run("uneven_masked").config.mask.compact
+    assert not parse_params(document, PARAMS, "smoke").run("uneven_masked").config.mask.compact
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(FILE.read_text() + "\nruns:\n  again: {}\n")
+    path.write_text(PARAMS.read_text() + "\nruns:\n  again: {}\n")
     with pytest.raises(UserError, match=r"the key 'runs' stands twice(.|\n)*line \d+"):
         load_params(path)
 

@@ -1,18 +1,15 @@
 """The JSON schema and the reference of params.yaml, against the reader of the file."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from repository import PARAMS, ROOT
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import to_json
 from relu_sparsity.params_file import SCALE_SECTIONS, parse_params
 from relu_sparsity.reference import reference, schema
 
-ROOT = Path(__file__).parents[1]
-FILE = ROOT / "params.yaml"
 SCHEMA = ROOT / "workflow" / "schemas" / "params.schema.json"
 
 
@@ -24,7 +21,7 @@ def validator():
 
 def document(edit=None):
     """params.yaml, with `edit` laid over it."""
-    return laid_over(yaml.safe_load(FILE.read_text()), edit or {})
+    return laid_over(yaml.safe_load(PARAMS.read_text()), edit or {})
 
 
 def laid_over(value, edit):
@@ -37,7 +34,7 @@ def laid_over(value, edit):
 def test_the_file_is_current():
     told = "relu-sparsity params --schema > workflow/schemas/params.schema.json"
     assert SCHEMA.read_text() == to_json(schema()), f"stale; make it again: {told}"
-    assert f"$schema={SCHEMA.relative_to(ROOT)}" in FILE.read_text().splitlines()[0]
+    assert f"$schema={SCHEMA.relative_to(ROOT)}" in PARAMS.read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +52,7 @@ def test_the_file_is_current():
 )
 def test_what_the_reader_takes_the_schema_takes(validator, edit):
     edited = document(edit)
-    assert parse_params(edited, FILE)
+    assert parse_params(edited, PARAMS)
     assert [error.message for error in validator.iter_errors(edited)] == []
 
 
@@ -89,7 +86,7 @@ def test_what_the_schema_refuses_the_reader_refuses(validator, edit):
     edited = document(edit)
     assert not validator.is_valid(edited)
     with pytest.raises(UserError):
-        parse_params(edited, FILE)
+        parse_params(edited, PARAMS)
 
 
 def test_the_reference_has_every_key_with_its_meaning():

@@ -9,6 +9,7 @@ import jinja2
 import pytest
 from docutils.core import publish_parts
 from paper_runs import layout_of, make_params, write_mask, write_paper_runs
+from repository import PARAMS
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json
@@ -156,7 +157,7 @@ def test_what_is_missing_is_named(scale, tmp_path):
 
 
 def test_the_graph_of_rules_has_each_once_whichever_job_comes_first():
-    jobs = list(job_table(load_params(Path("params.yaml"), "smoke"), Layout("smoke")).values())
+    jobs = list(job_table(load_params(PARAMS, "smoke"), Layout("smoke")).values())
     graph = rule_graph(jobs)
     rules = [node["rule"] for node in graph["node-data"]]
     assert len(rules) == len(set(rules))

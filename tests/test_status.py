@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from repository import PARAMS
 
 from relu_sparsity import status
 from relu_sparsity.files import write_json
@@ -46,14 +46,14 @@ KNOWN = {
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
     # There are no results of one's own runs here.
-    shutil.copy("params.yaml", tmp_path)
+    shutil.copy(PARAMS, tmp_path)
     monkeypatch.chdir(tmp_path)
-    params = load_params(Path("params.yaml"), "smoke")
+    params = load_params(PARAMS, "smoke")
     return resolve(params, Layout("smoke"), "baseline", 0).store
 
 
 def of_baseline():
-    found = status.all_status(load_params(Path("params.yaml"), "smoke"))
+    found = status.all_status(load_params(PARAMS, "smoke"))
     assert len(found) == 12
     return next(each for each in found if each.run == "baseline")
 
@@ -149,7 +149,7 @@ def test_a_finished_run(store):
 
 def test_a_run_whose_results_alone_are_there_is_finished(store):
     """As in a clone after `dvc pull`, or where the store was freed."""
-    run = resolve(load_params(Path("params.yaml"), "smoke"), Layout("smoke"), "baseline", 0)
+    run = resolve(load_params(PARAMS, "smoke"), Layout("smoke"), "baseline", 0)
     record = {"made_from": run.job.fingerprint.as_json(), "sha256": {}}
     write_json(run.job.record, record | {"fingerprint": "of other parameters"})
     assert of_baseline().state == "not started"
@@ -210,5 +210,5 @@ def test_results_of_a_run_that_is_gone_are_named(tmp_path):
     layout = Layout("smoke", root=tmp_path)
     for run, seed in (("baseline", 0), ("baseline", 9), ("no_longer", 0)):
         layout.run(run, seed).mkdir(parents=True)
-    removed = removed_results(load_params(Path("params.yaml"), "smoke"), layout)
+    removed = removed_results(load_params(PARAMS, "smoke"), layout)
     assert removed == [layout.run("baseline", 9), layout.run("no_longer", 0)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from etils import epath
+from repository import PARAMS
 from typer.testing import CliRunner
 
 from relu_sparsity import tidy
@@ -15,8 +16,6 @@ from relu_sparsity.layout import Layout
 from relu_sparsity.params_file import load_params
 from relu_sparsity.runs import resolve
 from relu_sparsity.store import RunStore
-
-PARAMS = Path("params.yaml").absolute()
 
 
 @pytest.fixture

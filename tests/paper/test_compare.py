@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 from dvc.repo import Repo
-from paper_runs import PAPER_SCALE, REPOSITORY, layout_of, write_paper_runs
+from paper_runs import PAPER_SCALE, layout_of, write_paper_runs
+from repository import PARAMS
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.paper.catalog import TABLES
@@ -98,7 +99,7 @@ def template(tmp_path_factory, own_dvc_index):
         config["remote"]["local"] = {"url": "../remote"}
         config["core"]["remote"] = "local"
     (folder / ".gitignore").write_text("*.npz\nrun.json\ntraining.csv\nevaluation_sequences.csv\n")
-    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    document = yaml.safe_load((PARAMS).read_text())
     training = PAPER_SCALE["training"] | {"num_steps": 2000, "eval_every_steps": 500}
     scale = PAPER_SCALE | {"training": training}
     document |= {"scale": "test", "scales": {"test": scale, "other": scale}}

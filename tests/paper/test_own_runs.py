@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from paper_runs import PAPER_SCALE, REPOSITORY, layout_of, write_paper_runs
+from paper_runs import PAPER_SCALE, layout_of, write_paper_runs
+from repository import PARAMS
 
 from relu_sparsity.jobs import job_table
 from relu_sparsity.layout import Layout
@@ -21,7 +22,7 @@ OWN = ["no_decay", "slow_masked"]
 
 @pytest.fixture(scope="module")
 def own_params():
-    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    document = yaml.safe_load((PARAMS).read_text())
     document["runs"]["no_decay"] = {"optimizer": {"weight_decay": 0.0}, "seeds": [0, 1]}
     document["branches"]["slow_masked"] = {
         "parent": "round1",

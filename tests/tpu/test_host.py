@@ -1,17 +1,15 @@
 """What runs on a host: it starts the job's process, and tells how that goes."""
 
 import json
-from pathlib import Path
 
 import pytest
+from repository import PARAMS
 
 from relu_sparsity.layout import Layout
 from relu_sparsity.params_file import load_params
 from relu_sparsity.runs import resolve
 from relu_sparsity.tpu.host import serve
 from relu_sparsity.tpu.slice_job import EXPECTED, JobDescription, SliceJob
-
-ROOT = Path(__file__).parents[2]
 
 
 def baseline():
@@ -24,7 +22,7 @@ def start(tmp_path, monkeypatch):
     """Serves a job whose process is a command of `relu-sparsity`; returns its end and its word."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RELU_SPARSITY_STORE", str(tmp_path / "store"))
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text((PARAMS).read_text())
     expected = baseline()
 
     def start(*command, wanted=None):

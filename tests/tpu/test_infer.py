@@ -1,8 +1,7 @@
 """What the paper's hardware says of its d_model."""
 
-from pathlib import Path
-
 import pytest
+from repository import PARAMS
 from small_scale import needs_libtpu, small_params
 
 from relu_sparsity.errors import UserError
@@ -48,7 +47,7 @@ def test_the_compilers_refusal_tells_how_much_was_needed(message, gib):
 
 @pytest.mark.parametrize(("emb_dim", "num_heads"), [(512, 8), (100, 5), (6, 3), (2, 1)])
 def test_heads_divide_whatever_size_is_asked_for(emb_dim, num_heads):
-    config = load_params(Path("params.yaml"), "tpu").runs["baseline"].config
+    config = load_params(PARAMS, "tpu").runs["baseline"].config
     assert module._num_heads(config, emb_dim) == num_heads
 
 

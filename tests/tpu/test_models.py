@@ -1,13 +1,10 @@
 """Which models a scale trains, and how wide."""
 
-from pathlib import Path
-
+from repository import PARAMS
 from small_scale import small_params
 
 from relu_sparsity.params_file import load_params
 from relu_sparsity.tpu import models as module
-
-PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 def distinct_models(params):

@@ -2,10 +2,10 @@
 
 import json
 import tarfile
-from pathlib import Path
 
 import pytest
 import yaml
+from repository import PARAMS
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import write_text
@@ -19,7 +19,7 @@ SMOKE = Layout("smoke")
 
 
 def work(command, run, layout=SMOKE):
-    params = load_params(Path("params.yaml"), "smoke")
+    params = load_params(PARAMS, "smoke")
     return Work(params, layout, SliceParams(), command, run, 0)
 
 
@@ -46,7 +46,7 @@ def test_masks_of_one_parent_at_one_step_share_a_slice(monkeypatch):
 def test_masks_of_other_steps_have_slices_of_their_own(monkeypatch, tmp_path):
     """Also where the run's name leaves no room for the step."""
     monkeypatch.setenv("RELU_SPARSITY_STORE", "gs://mine/store")
-    document = yaml.safe_load(Path("params.yaml").read_text())
+    document = yaml.safe_load(PARAMS.read_text())
     document["runs"]["wide_and_slow_and_late_decay"] = {}
     for step in (200, 300):
         document["branches"][f"masked_at_{step}"] = {

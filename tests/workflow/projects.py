@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from repository import PARAMS, ROOT
 
-ROOT = Path(__file__).parents[2]
 TINY = {
     "data": {"packages": ["optax"], "heldout_fraction": 0.2},
     "tokenizer": {"vocab_size": 400, "train_documents": 200},
@@ -37,7 +37,10 @@ TINY = {
 
 
 def copy_checkout(folder: Path) -> "Project":
-    """Copies what a clone of this checkout would hold, with what is not committed yet."""
+    """Copies what a clone of this checkout would hold, with what is not committed yet.
+
+    The parameters are those that ship, and DVC has recorded nothing: a user's are not of the tests.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -49,6 +52,8 @@ def copy_checkout(folder: Path) -> "Project":
         if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    shutil.copy2(PARAMS, folder / "params.yaml")
+    (folder / "dvc.lock").unlink(missing_ok=True)
     (folder / ".venv").symlink_to(sys.prefix, target_is_directory=True)
     return Project(folder)
 

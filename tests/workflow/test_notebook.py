@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from projects import ROOT
+from repository import ROOT
 
 NOTEBOOK = "examples/explore.ipynb"
 
