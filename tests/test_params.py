@@ -184,6 +184,7 @@ BAD = [
     ("runs.baseline.seeds", [], "runs.baseline.seeds: .*at least 1 item"),
     ("runs.baseline.seeds", [1, 1], "runs.baseline.seeds: .*a seed twice"),
     ("runs.baseline.intervention", "mask_unused", "runs.baseline.intervention: is no known key"),
+    ("branches", None, "branches: is missing or empty; allowed: {} where there are none"),
     ("branches.other", {"parent": "baseline"}, "branches.other.intervention: is missing"),
     ("branches.baseline", {"parent": "round1"}, "branches.baseline: is also in runs; allowed"),
     ("branches.masked.intervention", "mask", "intervention: 'mask': .*'mask_unused'"),

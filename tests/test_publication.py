@@ -203,14 +203,28 @@ def test_only_what_publish_wrote_is_replaced(scale, tmp_path):
     params, layout = scale
     folder = tmp_path / "published"
     publish(params, layout, folder)
-    for name in ("NOTES.md", "tables/by_hand.csv", "mine/figure.svg"):
+    own = (
+        "NOTES.md", "tables/by_hand.csv", "mine/figure.svg", "figures/fig_mine.svg",
+        "tables/table1_notes.md", "claims.notes.md", "claims.old/x.md", "metrics.ipynb",
+    )  # fmt: skip
+    for name in own:
         write_text(folder / name, "years")
     write_text(folder / "tables/own_runs.csv", "of a run that is gone")
     write_text(layout.results / "tables/own_runs.csv", "of a run that is gone")
     written = publish(params, layout, folder)
-    for name in ("NOTES.md", "tables/by_hand.csv", "mine/figure.svg"):
+    for name in own:
         assert (folder / name).read_text() == "years"
     assert folder / "tables/own_runs.csv" not in written.files
+
+
+def test_one_that_was_killed_just_before_its_end_loses_nothing(scale, tmp_path):
+    params, layout = scale
+    folder = tmp_path / "published"
+    publish(params, layout, folder)
+    write_text(folder / "NOTES.md", "years")
+    folder.rename(tmp_path / ".published.partial")
+    publish(params, layout, folder)
+    assert (folder / "NOTES.md").read_text() == "years"
 
 
 def test_single_numbers_that_are_missing_are_named(scale, tmp_path):

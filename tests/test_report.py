@@ -80,10 +80,13 @@ def test_the_first_page_says_what_verdicts_at_the_scale_mean(scale, page):
 
 
 def test_layers_of_different_width_are_told_from_the_narrowest_to_the_widest(scale):
+    """Those of the baseline, which a scale may give a model of its own."""
     params, layout = scale
-    model = params.defaults.model.model_copy(update={"mlp_dim": (256, 128, 64, 64, 64, 2048)})
-    defaults = params.defaults.model_copy(update={"model": model})
-    ragged = overview(params.model_copy(update={"defaults": defaults}), layout)
+    baseline = params.runs["baseline"]
+    model = baseline.config.model.model_copy(update={"mlp_dim": (256, 128, 64, 64, 64, 2048)})
+    config = baseline.config.model_copy(update={"model": model})
+    runs = params.runs | {"baseline": baseline.model_copy(update={"config": config})}
+    ragged = overview(params.model_copy(update={"runs": runs}), layout)
     assert (ragged["num_layers"], ragged["widths"]) == (6, "64 to 2,048")
 
 

@@ -148,6 +148,10 @@ def parse_params(document: Any, path: Path, scale: str | None = None) -> Params:
         _require_mapping(path, key, document.get(key))
         if not document.get(key) and key in ("scales", "runs"):
             raise UserError(f"{path}: {key}: is missing or empty; allowed: at least one entry")
+    if document.get("branches") is None:
+        raise UserError(
+            f"{path}: branches: is missing or empty; allowed: {{}} where there are none"
+        )
     scales = document["scales"]
     scale = scale or document.get("scale")
     for name in scales:

@@ -3,10 +3,10 @@
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,11 @@ STANDARD_ERRORS = 4.0
 _NUMBERS, _MADE_FROM, _PARAMETERS = "metrics.csv", "made_from.json", "params.yaml"
 _EARLIER = "This table is of an earlier run than the other results here."
 # What `publish` writes, today and before; anything else in its folder is a reader's own.
-_WRITTEN = (
-    "claims.*", "metrics.*", _MADE_FROM, _PARAMETERS, "sensitivity.*",
-    "tables/table*.*", f"tables/{PRUNING}.*", f"tables/{OWN_RUNS}.*", "figures/fig*.svg",
-)  # fmt: skip
+_WRITTEN = re.compile(
+    r"claims\.(json|md)|metrics\.(csv|yaml)|sensitivity\.(csv|md|svg)|figures/fig\d+\.svg"
+    rf"|tables/(table\d+|{PRUNING}|{OWN_RUNS})\.(csv|md|tex)"
+    rf"|{re.escape(_MADE_FROM)}|{re.escape(_PARAMETERS)}"
+)
 _PUBLISHED_RULES = ("train", "extract", "table", PRUNING, "own", "claims", "summary")
 _COMPARED_RULES = ("train", "extract", "claims")
 _KEYS = ["run", "layer", "metric"]
@@ -155,6 +156,10 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
         one of published results.
     """
     folder = Path(os.path.abspath(folder))
+    partial = folder.with_name(f".{folder.name}.partial")
+    if not folder.exists() and (partial / _MADE_FROM).is_file():
+        # One that was killed just before its last step: what it kept is nowhere else.
+        partial.rename(folder)
     is_ours = (folder / _MADE_FROM).is_file() or (folder.is_dir() and not any(folder.iterdir()))
     if folder.exists() and not is_ours:
         raise UserError(
@@ -179,7 +184,6 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
         copied += layout.sensitivity
         sensitivity = []
     kept = [path for path in sensitivity if path.is_file()]
-    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for path in copied:
         target = partial / path.relative_to(layout.results)
@@ -213,11 +217,7 @@ def publish(params: "Params", layout: "Layout", folder: Path) -> Publication:
 def _not_written_here(folder: Path) -> list[Path]:
     """The files of a folder that `publish` did not write: somebody's notes."""
     names = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
-    return [
-        path
-        for path, name in names
-        if path.is_file() and not any(fnmatch(name, pattern) for pattern in _WRITTEN)
-    ]
+    return [path for path, name in names if path.is_file() and not _WRITTEN.fullmatch(name)]
 
 
 def read_numbers(params: "Params", layout: "Layout") -> pd.DataFrame:

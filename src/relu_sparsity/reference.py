@@ -41,13 +41,13 @@ def schema() -> dict[str, Any]:
         "title": "params.yaml of relu-sparsity",
         "type": "object",
         "additionalProperties": False,
-        "required": ["scales", "runs"],
+        "required": ["scales", "runs", "branches"],
         "properties": {
             "scale": {"description": "The scale that is run if none is named.", "type": "string"},
             "defaults": _layer(SCALE_SECTIONS, of_run, ""),
             "scales": _named("scale") | {"type": "object", "minProperties": 1},
             "runs": _named("run") | {"type": "object", "minProperties": 1},
-            "branches": _named("branch"),
+            "branches": _named("branch") | {"type": "object"},
             "sensitivity": _named("run"),
         },
         "$defs": {

@@ -78,15 +78,17 @@ def overview(params: Params, layout: Layout) -> dict[str, Any]:
     Raises:
       UserError: The claims, a table or a figure is missing.
     """
+    baseline = params.runs.get("baseline")
+    shown = baseline.config if baseline else params.defaults
     try:
         told = read_json(layout.results / "claims.json")
         claims = [_shown(claim, layout) for claim in told["claims"]]
         return {
             "scale": params.scale,
             "purpose": params.claims.purpose,
-            "num_layers": params.defaults.model.num_layers,
-            "widths": span(params.defaults.model.mlp_dims),
-            "num_steps": params.defaults.training.num_steps,
+            "num_layers": shown.model.num_layers,
+            "widths": span(shown.model.mlp_dims),
+            "num_steps": shown.training.num_steps,
             "summary": told["summary"],
             "groups": {
                 verdict: [claim for claim in claims if claim["verdict"] == verdict]

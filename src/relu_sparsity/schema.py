@@ -68,11 +68,17 @@ def read_yaml(path: Path) -> Any:
       UserError: It is missing, cannot be read, or is not YAML.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return parse_yaml(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run this in the project's folder") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_yaml(content: bytes, path: Path) -> Any:
+    """Like `read_yaml`, for what the file at `path` holds."""
+    try:
+        return yaml.load(content.decode("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file: {error}") from None
 

@@ -1,10 +1,16 @@
-from relu_sparsity.paper.catalog import FIGURES, METRIC_TITLES, RUN_TITLES
+from relu_sparsity.paper.catalog import FIGURES, METRIC_TITLES, RUN_TITLES, figures
 from relu_sparsity.paper.published import published, published_layers
 
 
 def test_every_figure_of_the_paper_is_there():
     assert [figure.number for figure in FIGURES.values()] == [str(k) for k in range(1, 35)]
     assert all(figure.id == name for name, figure in FIGURES.items())
+
+
+def test_the_figure_of_an_own_run_has_its_name(params):
+    own = dict.fromkeys(("fig01", "figure", "fig007", "run_2"), params.runs["baseline"])
+    drawn = figures({**params.paper_runs, **own})
+    assert [drawn[f"run_{name}"].number for name in own] == list(own)
 
 
 def test_figures_show_known_runs_and_metrics(params):

@@ -104,7 +104,7 @@ def template(tmp_path_factory, own_dvc_index):
     scale = PAPER_SCALE | {"training": training}
     document |= {"scale": "test", "scales": {"test": scale, "other": scale}}
     document["runs"] = {run: document["runs"][run] for run in ("baseline", "lr_x1of3")}
-    del document["branches"]
+    document["branches"] = {}
     (folder / "params.yaml").write_text(yaml.safe_dump(document))
     write_paper_runs(folder / RESULTS, load_params(folder / "params.yaml"))
     summarize(folder)
@@ -171,6 +171,15 @@ def test_a_difference_of_all_runs_is_one_line(project):
         ["`runs.*.optimizer.warmup_steps`", "50", "60"],
         ["`runs.baseline.seeds`", "[0]", "[0, 1]"],
     ]
+
+
+def test_numbers_as_dvc_writes_them_are_numbers(project):
+    path = project / "params.yaml"
+    edit_params(project, lambda each: each["runs"]["baseline"].update(optimizer={"peak_lr": 0.5}))
+    assert path.read_text().count("peak_lr: 0.5\n") == 1
+    path.write_text(path.read_text().replace("peak_lr: 0.5\n", "peak_lr: 1e-05\n"))
+    _, markdown = compare(project, "HEAD", None)
+    assert ["`runs.baseline.optimizer.peak_lr`", "0.0024", "1e-05"] in below(markdown, "Parameters")
 
 
 def test_floats_that_differ_late_are_shown_in_full(project):
@@ -548,6 +557,15 @@ def test_revisions_of_different_scales_need_one_scale_given(project):
 def test_an_unknown_scale_is_refused_with_the_revision_named(project):
     with pytest.raises(UserError, match=r"HEAD~1:params\.yaml: scale: 'huge' .*other, test"):
         compare(project, scale="huge")
+
+
+def test_a_commit_that_dvc_cannot_read_is_named(project):
+    stage = {"foreach": "${nothing}", "do": {"cmd": "true"}}
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"branch": stage}}))
+    git(project, "add", "dvc.yaml")
+    git(project, "commit", "--quiet", "--message", "A stage of nothing")
+    with pytest.raises(UserError, match=r"HEAD: DVC cannot read this revision: .*nothing"):
+        compare(project, "HEAD", None)
 
 
 @pytest.mark.parametrize(

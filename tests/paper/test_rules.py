@@ -253,6 +253,38 @@ class TestEquivalence:
         assert decision.verdict == "not reproduced"
         assert decision.evidence["p_against_baseline"] < 0.05
 
+    def test_without_a_random_mask_nobody_knows_whether_it_takes_this_one(self, results):
+        del results.runs["random_masked"]
+        decision = decide(results, 14)
+        assert decision.verdict == "not decidable"
+        assert "no random mask of the same size" in decision.reason
+        accuracy(results, "masked")[5] -= 0.02
+        assert decide(results, 14).verdict == "not reproduced"
+
+    @pytest.mark.parametrize(
+        ("number", "arm", "others", "losses"),
+        [
+            (16, "random_masked", ("baseline", "masked"), (0.18, 0.02, 0.1)),
+            (18, "round2", ("round1",), (0.09, 0.005, 0.03)),
+        ],
+    )
+    def test_a_large_loss_that_may_be_chance_decides_nothing(
+        self, tmp_path, number, arm, others, losses
+    ):
+        arms = (arm, *others)
+        seeds = (1, 2, 3)
+        with_parents = ("baseline", "masked", "random_masked", "round1", "round2")
+        params = make_params(runs={run: {"seeds": list(seeds)} for run in with_parents})
+        write_paper_runs(tmp_path, params)
+        results = MeasuredResults(load_runs(tmp_path, dict.fromkeys(arms, seeds)), params, tmp_path)
+        assert decide(results, number).verdict == "reproduced"
+        for seed, loss in zip(seeds, losses, strict=True):
+            for run in arms:
+                results.runs[run][seed].eval_accuracy[:] = 0.4 - loss * (run == arm)
+        decision = decide(results, number)
+        assert decision.verdict == "not decidable"
+        assert decision.reason == "the loss of accuracy is beyond the margin, and not significant"
+
     @pytest.mark.parametrize("number", [17, 18])
     def test_a_round_1_that_uses_everything_decides_nothing(self, results, number):
         for layer in units(results, "round1", "last"):
@@ -366,6 +398,66 @@ def test_dead_layers_do_not_make_a_claim_true(results, number):
     decision = decide(results, number)
     assert decision.verdict == "not decidable"
     assert decision.reason == "no unit of layer 3, 4, 5 is used"
+
+
+def test_of_two_dead_layers_none_is_far_below_the_other(results):
+    for run in ("baseline", "lr_x1of3", "lr_x2of3", "lr_x5of3"):
+        use(results, run, "batch_use")[:] = [0, 0, 0.79, 0.7, 0.9, 0.95]
+    assert [decide(results, number).verdict for number in (1, 3, 19)] == ["not reproduced"] * 3
+    use(results, "baseline", "batch_use")[:, 1] = 0.01
+    assert decide(results, 3).verdict == "reproduced"
+
+
+def test_where_nothing_turns_off_no_layer_does_so_most(results):
+    for layer, first in zip(
+        units(results, "baseline", "last"), units(results, "baseline", "first"), strict=True
+    ):
+        layer[:] = first
+    decision = decide(results, 8)
+    assert decision.verdict == "not decidable"
+    assert decision.reason == "no layer turns off more than 0.0 % of its units"
+
+
+def test_half_of_nothing_is_no_collapse_of_a_middle_layer(results):
+    use(results, "depth_14", "batch_use")[:, :9] = 0
+    decision = decide(results, 24)
+    assert decision.verdict == "not decidable"
+    assert decision.reason == "no unit of half of the layers is used"
+
+
+def with_depth(results, run, num_layers, token_use, batch_use):
+    """Gives a run's only seed another depth, and the same use in all layers at all steps."""
+    ((seed, history),) = results.runs[run].items()
+    levels = dict.fromkeys(history.unit_use, batch_use) | {"token_use": token_use}
+    model = history.config["model"] | {"num_layers": num_layers, "mlp_dims": [64] * num_layers}
+    results.runs[run][seed] = replace(
+        history,
+        config=history.config | {"model": model},
+        unit_use={
+            metric: np.full((len(history.steps), num_layers), level)
+            for metric, level in levels.items()
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("by_depth", "verdict"),
+    [
+        ({10: (0.06, 0.60), 12: (0.06, 0.80), 14: (0.06, 0.79)}, "reproduced"),
+        ({10: (0.07, 0.60), 12: (0.06, 0.70), 14: (0.05, 0.79)}, "not reproduced"),
+    ],
+)
+def test_models_are_compared_in_the_order_of_their_depths(results, by_depth, verdict):
+    """Here the scale's own depth, of the first run that the claim names, is the middle one."""
+    for run, depth in (("width_x1of2", 12), ("depth_10", 10), ("depth_14", 14)):
+        with_depth(results, run, depth, *by_depth[depth])
+    decision = decide(results, 23)
+    assert decision.verdict == verdict
+    assert decision.evidence["runs"] == ["depth_10", "width_x1of2", "depth_14"]
+    with_depth(results, "width_x1of2", 14, 0.06, 0.8)
+    assert decide(results, 23).reason == (
+        "the depths are not all different: width_x1of2 14, depth_10 10, depth_14 14 layers"
+    )
 
 
 def test_the_first_layer_is_not_in_the_middle_of_three(results):

@@ -285,6 +285,12 @@ def test_bad_parameters_end_before_anything_starts(project):
     assert project.result_bytes() == before
 
 
+def test_where_there_are_no_choices_the_sensitivity_says_so(project):
+    project.edit(lambda document: document.pop("sensitivity"))
+    output = project.snakemake("-n", "sensitivity", status=1)
+    assert "sensitivity: params.yaml has nothing for it at the scale smoke" in output
+
+
 def test_bad_text_is_named_with_its_line(project):
     bad = project.folder / "bad.jsonl"
     bad.write_text('{"text": "good"}\nnot json\n')

@@ -135,6 +135,13 @@ def runs_of_figure(wildcards):
     return results_for(f"figure/{wildcards.figure}")
 
 
+def baseline_and_choices(wildcards):
+    """The metrics of the baseline under each choice."""
+    if "sensitivity" not in JOBS:
+        raise WorkflowError(f"sensitivity: params.yaml has nothing for it at the scale {SCALE}")
+    return results_for("sensitivity")
+
+
 def metrics_of_run(name):
     """The metrics of all seeds of a run."""
     return [LAYOUT.run(name, seed) / "metrics.json" for seed in PARAMS.runs[name].seeds]

@@ -82,7 +82,7 @@ rule summary:
 rule sensitivity:
     input:
         stamp=LAYOUT.stamp("sensitivity"),
-        runs=results_for("sensitivity"),
+        runs=baseline_and_choices,
     output:
         LAYOUT.sensitivity,
         LAYOUT.record(LAYOUT.sensitivity[0]),

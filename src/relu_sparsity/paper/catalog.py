@@ -39,7 +39,7 @@ RUN_TITLES = {
     "lr_x1of3": "the model at 1/3 of the peak learning rate (paper: 1e-3)",
     "lr_x2of3": "the model at 2/3 of the peak learning rate (paper: 2e-3)",
     "lr_x5of3": "the model at 5/3 of the peak learning rate (paper: 5e-3)",
-    "width_x1of2": "the 6-layer model of half the hidden width (paper: 16384)",
+    "width_x1of2": "the model of half the hidden width (paper: 6 layers of 16384)",
     "width_x1of4": "the model of a quarter of the hidden width (paper: 8192)",
     "depth_10": "the 10-layer model of half the hidden width (paper: 16384)",
     "depth_14": "the 14-layer model of half the hidden width (paper: 16384)",
@@ -113,7 +113,9 @@ class Figure:
     @property
     def number(self) -> str:
         """The paper's number, or the run's name."""
-        return self.id.removeprefix("run_").removeprefix("fig").lstrip("0")
+        if self.id.startswith("run_"):
+            return self.id.removeprefix("run_")
+        return self.id.removeprefix("fig").lstrip("0")
 
     @property
     def metric(self) -> str:

@@ -21,6 +21,7 @@ class Claim:
       runs: The runs that it needs.
       converged: Whether these runs must have converged.
       learned: Whether these runs must have learned; of a test, the first one and what is masked.
+      compares_layers: Whether it sets a layer against others, for which there have to be some.
       in_tables: Whether the rule can be run on Tables 1-5.
       is_test: Whether the rule is a test over seeds. Any other has to find the same with each seed.
       remark: What is to know beside the verdict.
@@ -34,6 +35,7 @@ class Claim:
     runs: tuple[str, ...] = ("baseline",)
     converged: bool = True
     learned: bool = True
+    compares_layers: bool = True
     in_tables: bool = False
     is_test: bool = False
     remark: str = ""
@@ -71,8 +73,8 @@ CLAIMS = (
         3,
         "section 3, Figure 1",
         "Layer 0 collapses: it ends with far fewer units in use than any other layer.",
-        "Layer 0's batch use at convergence is at most half of the next lowest layer's, and at "
-        "most half of the share of its units that was on at batch 0.",
+        "Layer 0's batch use at convergence is lower than every other layer's, at most half of the "
+        "next lowest one's, and at most half of the share of its units that was on at batch 0.",
         rules.first_layer_collapses,
         in_tables=True,
     ),
@@ -118,7 +120,7 @@ CLAIMS = (
         "Table 2",
         "Layer 0 turns off by far the most units.",
         "The share of units on at batch 0 and off at the end is in layer 0 at least twice that "
-        "of any other layer.",
+        f"of any other layer. Not decidable where no layer turns off {rules.AT_LIMIT:g} %.",
         rules.first_layer_turns_off_most,
         in_tables=True,
     ),
@@ -151,6 +153,7 @@ CLAIMS = (
         "than 3 measured steps up to then, or where fewer than 10 % of the units ever turn off.",
         run_rules.units_turn_off_late,
         converged=False,
+        compares_layers=False,
     ),
     Claim(
         12,
@@ -171,6 +174,7 @@ CLAIMS = (
         in_tables=True,
         remark="Table 2 gives 4.1 %. Units that turn on and off again in between count as never "
         "on, in the paper's table as here.",
+        compares_layers=False,
     ),
     Claim(
         14,
@@ -182,11 +186,12 @@ CLAIMS = (
         "the largest p counts, so no correction is needed. Not reproduced where a mean beyond "
         "the margin differs from zero significantly (Bonferroni over evaluations); not decidable "
         f"otherwise, with less than {run_rules.MIN_MASKED:g} % of the units masked, or where a "
-        "random mask of the same size is equivalent at the end too.",
+        "random mask of the same size is equivalent at the end too, or was not tried.",
         run_rules.masked_is_equivalent,
         runs=("baseline", "masked"),
         converged=False,
         is_test=True,
+        compares_layers=False,
     ),
     Claim(
         15,
@@ -196,6 +201,7 @@ CLAIMS = (
         run_rules.share_off_at_mask_step,
         runs=("masked",),
         converged=False,
+        compares_layers=False,
     ),
     Claim(
         16,
@@ -203,11 +209,13 @@ CLAIMS = (
         "A random mask of the same size makes performance collapse.",
         "Held-out accuracy at the end is lower with the random mask than without and than with "
         "the mask of unused units, each by at least the collapse margin, and by a paired one-sided "
-        f"t-test. Not decidable with less than {run_rules.MIN_MASKED:g} % of the units masked.",
+        f"t-test. Not decidable with less than {run_rules.MIN_MASKED:g} % of the units masked, or "
+        "where both losses are beyond the margin and not both significant.",
         run_rules.random_mask_collapses,
         runs=("baseline", "masked", "random_masked"),
         is_test=True,
         converged=False,
+        compares_layers=False,
     ),
     Claim(
         17,
@@ -218,26 +226,29 @@ CLAIMS = (
         rules.rounds_use_same_fraction,
         runs=_ROUNDS,
         in_tables=True,
+        compares_layers=False,
     ),
     Claim(
         18,
         "section 4.4",
         "Round 2 performs substantially worse than round 1.",
         "Held-out accuracy at the end is lower by at least the round-2 margin, and by a paired "
-        "one-sided t-test. Not decidable where round 1 uses more than 90 % of its units.",
+        "one-sided t-test. Not decidable where round 1 uses more than 90 % of its units, or where "
+        "the loss is beyond the margin and not significant.",
         run_rules.round2_is_worse,
         runs=_ROUNDS,
         is_test=True,
         converged=False,
+        compares_layers=False,
     ),
     Claim(
         19,
         "section 5.1, Table 5",
         "At every learning rate layer 0 is far the lowest and the top two layers are the highest, "
         "the last one the very highest but for one rate.",
-        f"At every rate layer 0's batch use is at most {rules.FAR_BELOW:g} of the next lowest "
-        "layer's and the last two layers are above all others; the last is the highest at all "
-        "rates but one, at most.",
+        f"At every rate layer 0's batch use is below, and at most {rules.FAR_BELOW:g} of, the next "
+        "lowest layer's, and the last two layers are above all others; the last is the highest at "
+        "all rates but one, at most.",
         rules.learning_rates_keep_the_order,
         runs=LEARNING_RATES,
         in_tables=True,
@@ -250,6 +261,7 @@ CLAIMS = (
         rules.use_rises_as_rate_falls,
         runs=LEARNING_RATES[:3],
         in_tables=True,
+        compares_layers=False,
     ),
     Claim(
         21,
@@ -262,6 +274,7 @@ CLAIMS = (
         runs=LEARNING_RATES,
         converged=False,
         is_test=True,
+        compares_layers=False,
     ),
     Claim(
         22,
@@ -271,6 +284,7 @@ CLAIMS = (
         f"{_NO_ROOM_TO_RISE}",
         run_rules.wider_is_sparser,
         runs=WIDTHS,
+        compares_layers=False,
     ),
     Claim(
         23,
@@ -280,12 +294,14 @@ CLAIMS = (
         f"does not move one way only by 20 % of its mean or more. {_NO_ROOM_TO_RISE}",
         run_rules.deeper_uses_more_per_batch,
         runs=DEPTHS,
+        compares_layers=False,
     ),
     Claim(
         24,
         "section 5.3, Figure 4",
         "In the 14-layer model a middle layer behaves like layer 0.",
-        "Batch use of layer 0 and of a layer in the middle half is at most half of the median.",
+        "Batch use of layer 0 and of a layer in the middle half is at most half of the median. Not "
+        "decidable where no unit of half of the layers is used.",
         run_rules.middle_layer_like_the_first,
         runs=("depth_14",),
     ),
@@ -308,6 +324,7 @@ CLAIMS = (
         "claim 11 nothing has turned off yet.",
         run_rules.stable_after_early_steps,
         converged=False,
+        compares_layers=False,
     ),
     Claim(
         27,

@@ -54,7 +54,9 @@ def first_layer_collapses(results: Results) -> Finding:
     use = results.layers("baseline", "batch_use")
     start = results.layers("baseline", "on_at_start")[0]
     lowest_other = use[1:].min()
-    holds = use[0] <= COLLAPSE * lowest_other and use[0] <= COLLAPSE * start
+    # Strictly below, as half of nothing is nothing too.
+    far_below = use[0] < lowest_other and use[0] <= COLLAPSE * lowest_other
+    holds = far_below and use[0] <= COLLAPSE * start
     return Finding(
         bool(holds),
         {"batch_use": use, "layer0_at_start": start, "next_lowest_layer": lowest_other},
@@ -101,7 +103,9 @@ def turned_on_rises(results: Results) -> Finding:
 
 def first_layer_turns_off_most(results: Results) -> Finding:
     turned_off = results.layers("baseline", "turned_off")
-    return Finding(bool(turned_off[0] >= 2 * turned_off[1:].max()), {"turned_off": turned_off})
+    holds, most = turned_off[0] >= 2 * turned_off[1:].max(), turned_off.max()
+    none = f"no layer turns off more than {most:.1f} % of its units" if most < AT_LIMIT else ""
+    return Finding(bool(holds), {"turned_off": turned_off}, none)
 
 
 def some_gain_some_lose(results: Results) -> Finding:
@@ -130,7 +134,9 @@ def rounds_use_same_fraction(results: Results) -> Finding:
 
 def learning_rates_keep_the_order(results: Results) -> Finding:
     use = {run: results.layers(run, "batch_use") for run in LEARNING_RATES}
-    far_lowest = all(each[0] <= FAR_BELOW * each[1:].min() for each in use.values())
+    far_lowest = all(
+        each[0] < each[1:].min() and each[0] <= FAR_BELOW * each[1:].min() for each in use.values()
+    )
     top_two = all(each[-2:].min() > each[:-2].max() for each in use.values())
     exceptions = [run for run, each in use.items() if each[-1] <= each[:-1].max()]
     return Finding(
@@ -206,7 +212,7 @@ def _none_to_turn_on(on_at_start: LayerValues) -> str:
 
 def nothing_removed(results: Results) -> str:
     """Why rounds that are as wide as each other cannot be compared; empty where they can."""
-    used = results.layers("round1", "final_use").mean()
+    used = results.total("round1", "final_use")
     if used <= 90:
         return ""
     return f"round 1 uses {used:.1f} % of its units, so round 2 is hardly any narrower"

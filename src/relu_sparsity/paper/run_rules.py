@@ -119,14 +119,17 @@ def masked_is_equivalent(results: MeasuredResults) -> Finding:
             "neither equivalence nor a difference beyond the margin is significant"
         )
     random = _random_mask_difference(results)
-    if random is not None:
+    if random is None:
+        control = "no random mask of the same size tells whether accuracy depends on so many units"
+    else:
         evidence["random_mask_difference_at_end"] = random.mean()
-        if holds and p_equivalent(random, margin) < alpha:
-            undecided = undecided or (
-                "a random mask of the same size is equivalent too: here accuracy hardly depends "
-                "on so many units, whichever they are"
-            )
-    return Finding(holds, evidence, undecided)
+        control = (
+            "a random mask of the same size is equivalent too: here accuracy hardly depends on so "
+            "many units, whichever they are"
+            if p_equivalent(random, margin) < alpha
+            else ""
+        )
+    return Finding(holds, evidence, undecided or (control if holds else ""))
 
 
 def _random_mask_difference(results: MeasuredResults) -> Float[np.ndarray, " pairs"] | None:
@@ -144,7 +147,7 @@ def share_off_at_mask_step(results: MeasuredResults) -> Finding:
 
 
 def random_mask_collapses(results: MeasuredResults) -> Finding:
-    margin, holds = results.params.claims.collapse_margin, True
+    margin, losses = results.params.claims.collapse_margin, []
     evidence: dict[str, Any] = {
         "masked_units": results.masked("random_masked"),
         "margin": margin,
@@ -152,22 +155,40 @@ def random_mask_collapses(results: MeasuredResults) -> Finding:
     for other in ("baseline", "masked"):
         pairs = results.pairs("random_masked", other, "accuracy")
         end = pairs.differences[-1]
-        p = p_below(end)
-        holds = holds and bool(end.mean() <= -margin and p < results.alpha)
-        evidence |= {f"against_{other}": end.mean(), f"p_against_{other}": p, "pairs": pairs.unit}
-    return Finding(holds, evidence, _too_few_masked(results, "random_masked"))
+        losses.append(end)
+        evidence |= {
+            f"against_{other}": end.mean(),
+            f"p_against_{other}": p_below(end),
+            "pairs": pairs.unit,
+        }
+    holds, unsure = _worse(losses, margin, results.alpha)
+    return Finding(holds, evidence, _too_few_masked(results, "random_masked") or unsure)
 
 
 def round2_is_worse(results: MeasuredResults) -> Finding:
     margin = results.params.claims.round2_margin
     pairs = results.pairs("round2", "round1", "accuracy")
     end = pairs.differences[-1]
-    p = p_below(end)
+    holds, unsure = _worse([end], margin, results.alpha)
     return Finding(
-        bool(end.mean() <= -margin and p < results.alpha),
-        {"difference": end.mean(), "p": p, "margin": margin, "pairs": pairs.unit},
-        nothing_removed(results),
+        holds,
+        {"difference": end.mean(), "p": p_below(end), "margin": margin, "pairs": pairs.unit},
+        nothing_removed(results) or unsure,
     )
+
+
+def _worse(
+    differences: list[Float[np.ndarray, " pairs"]], margin: float, alpha: float
+) -> tuple[bool, str]:
+    """Whether all means are below zero by the margin, and significantly; and why it is not known.
+
+    It is not where all means are that low and not all of them significantly: too few pairs.
+    """
+    if any(each.mean() > -margin for each in differences):
+        return False, ""
+    if all(p_below(each) < alpha for each in differences):
+        return True, ""
+    return False, "the loss of accuracy is beyond the margin, and not significant"
 
 
 def base_rate_is_best(results: MeasuredResults) -> Finding:
@@ -203,14 +224,20 @@ def wider_is_sparser(results: MeasuredResults) -> Finding:
 
 
 def deeper_uses_more_per_batch(results: MeasuredResults) -> Finding:
+    # A scale's baseline may have any depth.
+    depths = {run: len(results.seeds(run)[0].mlp_dims) for run in DEPTHS}
+    runs = sorted(depths, key=lambda run: depths[run])
+    if len(set(depths.values())) < len(depths):
+        told = ", ".join(f"{run} {depth}" for run, depth in depths.items())
+        raise UndecidableError(f"the depths are not all different: {told} layers")
     token, batch = (
-        np.array([results.total(run, metric) for run in DEPTHS])
+        np.array([results.total(run, metric) for run in runs])
         for metric in ("token_use", "batch_use")
     )
     one_way = (np.diff(token) > 0).all() or (np.diff(token) < 0).all()
     trend = bool(one_way and np.ptp(token) >= 0.2 * token.mean())
     ends = batch[[0, -1]]
-    evidence = {"runs": DEPTHS, "token_use": token, "batch_use": batch, "token_use_trend": trend}
+    evidence = {"runs": runs, "token_use": token, "batch_use": batch, "token_use_trend": trend}
     undecided = "" if trend else no_room_to_rise({"batch use": ends})
     return Finding(rises(ends) and not trend, evidence, undecided)
 
@@ -224,6 +251,7 @@ def middle_layer_like_the_first(results: MeasuredResults) -> Finding:
     return Finding(
         bool(use[lowest] <= limit and use[0] <= limit),
         {"batch_use": use, "lowest_middle_layer": lowest, "half_of_median": limit},
+        "" if limit else "no unit of half of the layers is used",
     )
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from relu_sparsity.files import write_text
 from relu_sparsity.paper.catalog import METRIC_TITLES
 from relu_sparsity.paper.claims import CLAIMS
-from relu_sparsity.paper.evidence import MeasuredResults, UndecidableError
+from relu_sparsity.paper.evidence import MeasuredResults
 from relu_sparsity.paper.figures import STYLE, save
 from relu_sparsity.paper.history import RunHistory, load_runs
 from relu_sparsity.paper.own_runs import difference
@@ -143,16 +143,9 @@ def _choice(
         seeds=len(seeds),
         loss=float(np.mean([each.eval_loss[-1].mean() for each in seeds.values()])),
         accuracy=float(np.mean([each.eval_accuracy[-1].mean() for each in seeds.values()])),
-        layers={metric: _layers(results, metric) for metric in SHOWN_METRICS},
+        layers={metric: results.layers("baseline", metric) for metric in SHOWN_METRICS},
         verdicts={each.number: decide_claim(each, results).verdict for each in BASELINE_CLAIMS},
     )
-
-
-def _layers(results: MeasuredResults, metric: str) -> Float[np.ndarray, " layers"]:
-    try:
-        return results.layers("baseline", metric)
-    except UndecidableError:
-        return np.array([])
 
 
 def _draw_verdicts(axes: Axes, choices: list[Choice]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from relu_sparsity.files import to_json, write_text
 from relu_sparsity.paper.claims import CLAIMS, Claim
 from relu_sparsity.paper.evidence import (
+    MIN_LAYERS,
     MIN_SEEDS,
     MeasuredResults,
     PublishedResults,
@@ -149,6 +150,11 @@ def decide_claim(claim: Claim, results: MeasuredResults) -> Decision:
         if not seeds:
             raise UndecidableError(f"{', '.join(claim.runs)} share no seed")
         results = results.of_seeds(seeds, *claim.runs)
+        for run in claim.runs if claim.compares_layers else ():
+            if (depth := len(results.seeds(run)[0].mlp_dims)) < MIN_LAYERS:
+                raise UndecidableError(
+                    f"{run} has {depth} layers; what is claimed of layers needs {MIN_LAYERS}"
+                )
         finding = claim.decide(results)
         reason = (
             (_not_learned(claim, results) if claim.learned else "")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-import yaml
 from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
 from dvc.scm import SCM, RevError, SCMError, resolve_rev
 from dvc_data.index import DataIndexDirError
 
@@ -25,6 +25,7 @@ from relu_sparsity.layout import Layout
 from relu_sparsity.paper.catalog import METRIC_TITLES, TABLES
 from relu_sparsity.params import Params
 from relu_sparsity.params_file import parse_params
+from relu_sparsity.schema import parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,10 @@ def commit_revision(repository: Path, name: str, scale: str | None) -> Revision:
             f"{repository}: is not a git repository; allowed: one with commits"
         ) from None
     subject = scm.resolve_commit(commit).message.strip().partition("\n")[0]
-    read = _CommitFiles(repository, commit).read
+    try:
+        read = _CommitFiles(repository, commit).read
+    except DvcException as error:
+        raise UserError(f"{name}: DVC cannot read this revision: {error}") from None
     return _load(read, name, f"{commit[:7]} {subject}", scale)
 
 
@@ -180,12 +184,10 @@ def working_tree(repository: Path, scale: str | None, stale: Collection[Path] = 
 def _load(read: Reader, name: str, title: str, scale: str | None) -> Revision:
     source = Path(f"{name}:params.yaml")
     try:
-        document = yaml.safe_load(read(Path("params.yaml")))
+        content = read(Path("params.yaml"))
     except _AbsentError as error:
         raise UserError(f"{source}: {error}; allowed: a revision with parameters") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: not a YAML file: {error}") from None
-    params = parse_params(document, source, scale)
+    params = parse_params(parse_yaml(content, source), source, scale)
     layout = Layout(params.scale)
     absent: dict[str, list[Path]] = defaultdict(list)
 
