@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "workflow"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "workflow")]
 
 from projects import TINY, Project, copy_checkout  # type: ignore[import-not-found]  # noqa: E402
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "workflow"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "workflow")]
 
 from projects import copy_checkout  # type: ignore[import-not-found]  # noqa: E402
 
@@ -293,12 +293,34 @@ MUTATIONS = {
     ),
     "collapse": Mutation(
         "one of a collapse's two conditions is enough", "paper/rules.py",
-        "lowest_other and use[0] <=", "lowest_other or use[0] <=", "paper/test_rules.py",
+        "holds = far_below and use[0] <=", "holds = far_below or use[0] <=", "paper/test_rules.py",
+    ),
+    "half_of_none": Mutation(
+        "a layer without any unit is far below another one without", "paper/rules.py",
+        "far_below = use[0] < lowest_other and use[0]", "far_below = use[0]", "paper/test_rules.py",
     ),
     "margin": Mutation(
         "any significant loss is a collapse", "paper/run_rules.py",
-        "holds and bool(end.mean() <= -margin", "holds and bool(end.mean() <= margin",
+        "any(each.mean() > -margin for", "any(each.mean() > margin for", "paper/test_rules.py",
+    ),
+    "chance": Mutation(
+        "a large loss that may be chance is none", "paper/run_rules.py",
+        'return False, "the loss of accuracy is beyond the margin, and not significant"',
+        'return False, ""', "paper/test_rules.py",
+    ),
+    "control": Mutation(
+        "without a random mask, that of unused units proves something", "paper/run_rules.py",
+        "(control if holds else", "(control if holds and random is not None else",
         "paper/test_rules.py",
+    ),
+    "by_depth": Mutation(
+        "the smallest depth is the one that a list has first", "paper/run_rules.py",
+        "runs = sorted(depths, key=lambda run: depths[run])", "runs = list(depths)",
+        "paper/test_rules.py",
+    ),
+    "shallow": Mutation(
+        "two layers tell an order", "paper/verdicts.py",
+        "claim.runs if claim.compares_layers else ()", "()", "paper/test_verdicts.py",
     ),
     "mask_step": Mutation(
         "the evaluation before the mask counts as one after it", "paper/run_rules.py",
@@ -409,6 +431,11 @@ MUTATIONS = {
     "notes": Mutation(
         "a reader's notes beside what is published are lost", "publication.py",
         "for path in (*kept, *_not_written_here(folder)):", "for path in kept:",
+        "test_publication.py",
+    ),
+    "killed_copy": Mutation(
+        "notes are lost where publishing was killed", "publication.py",
+        "if not folder.exists() and (partial / _MADE_FROM).is_file():", "if False:",
         "test_publication.py",
     ),
     "lacking": Mutation(

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from relu_sparsity import distributed
-from relu_sparsity.errors import USER_ERROR_STATUS, NotConnected, UserError
+from relu_sparsity.errors import USER_ERROR_STATUS, TryAgain, UserError
 from relu_sparsity.training.process import OtherProcesses
 
 
@@ -146,7 +146,7 @@ def test_processes_that_cannot_find_each_other_say_what_they_need(monkeypatch):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
-    with pytest.raises(NotConnected, match=r"coordinator_address.*allowed: --distributed on a TPU"):
+    with pytest.raises(TryAgain, match=r"coordinator_address.*allowed: --distributed on a TPU"):
         distributed.initialize()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relu_sparsity.hardware import GIB, HARDWARE, peak_flops
+from relu_sparsity.hardware import GIB, HARDWARE
 
 
 @pytest.mark.parametrize(
@@ -10,11 +10,7 @@ from relu_sparsity.hardware import GIB, HARDWARE, peak_flops
     [("TPU v2", 23e12), ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("NVIDIA H200", 989e12)],
 )
 def test_known_devices_have_a_peak(device_kind, expected):
-    assert peak_flops(device_kind) == expected
-
-
-def test_an_unknown_device_has_none():
-    assert peak_flops("cpu") is None
+    assert HARDWARE[device_kind].peak_flops == expected
 
 
 @pytest.mark.parametrize("device_kind", HARDWARE)

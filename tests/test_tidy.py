@@ -66,8 +66,8 @@ def test_tells_what_is_current_stale_and_removed_with_sizes(store, layout):
     others = tidy.others("smoke")
     assert {Path(folder).name: size for folder, size in others.items()} == {"data": 20}
     lines = "\n".join(tidy.as_lines(found(layout), others))
-    assert "current: 1 folder, 1 kB\n" in lines
-    assert "removed: 2 folders, 2 kB" in lines
+    assert "current: 1 folder, 1.0 kB\n" in lines
+    assert "removed: 2 folders, 2.0 kB" in lines
 
 
 def test_results_of_a_run_that_is_gone_are_named_and_freed(store, layout):
@@ -150,7 +150,7 @@ def test_the_command_frees_only_when_told_to_twice(store):
     assert invoke().exit_code == 0
     refused = invoke("--free", input="n\n")
     assert refused.exit_code == 1
-    assert "Delete 3 folders, 3 kB?" in refused.output
+    assert "Delete 3 folders, 3.0 kB?" in refused.output
     assert all(folder.is_dir() for folder in store.values())
     one = json.loads(invoke("--free", "--yes", "--json", "--run", "no_longer").stdout)
     assert one["deleted"] == [str(store["run"])]

@@ -5,6 +5,7 @@ import json
 import logging
 import platform
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -200,7 +201,7 @@ def status(
     found = status.all_status(params)
     removed = list(map(str, runs.removed_results(params, layout)))
     if as_json:
-        told = {"scale": params.scale, "runs": status.as_json(found), "removed": removed}
+        told = {"scale": params.scale, "runs": list(map(asdict, found)), "removed": removed}
         print(json.dumps(told, indent=1))
         return
     print(*status.as_lines(found, use=use), sep="\n")

@@ -149,7 +149,7 @@ class _Running:
 
     def status(self) -> RunStatus | None:
         """How far its training is; None where it does not train, or not yet."""
-        told = None if self.run is None else run_status(self.run)
+        told = None if self.run is None else run_status(self.run, {})
         return told if told is not None and told.state == "training" else None
 
 

@@ -22,7 +22,6 @@ from relu_sparsity.errors import (
     TRY_AGAIN_STATUS,
     USER_ERROR_STATUS,
     Interrupted,
-    NotConnected,
     TryAgain,
     UserError,
 )
@@ -47,7 +46,7 @@ def initialize(
         others.
 
     Raises:
-      NotConnected: The processes cannot find each other.
+      TryAgain: The processes cannot find each other.
     """
     try:
         jax.distributed.initialize(
@@ -58,7 +57,7 @@ def initialize(
             shutdown_timeout_seconds=heartbeat_timeout_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        raise NotConnected(
+        raise TryAgain(
             f"the processes of the run cannot find each other ({str(error).splitlines()[0]}); "
             "allowed: --distributed on a TPU pod or in an `srun` step, or --coordinator-address, "
             "--num-processes and --process-id for every process"
@@ -176,11 +175,7 @@ def held_by_leader(context: contextlib.AbstractContextManager[Any]) -> Iterator[
       UserError: The leader could not enter it.
     """
     with contextlib.ExitStack() as stack:
-
-        def enter() -> None:
-            stack.enter_context(context)
-
-        ask_leader(enter)
+        ask_leader(lambda: stack.enter_context(context))
         yield
         barrier("held by the leader")
 

@@ -34,10 +34,6 @@ class TryAgain(UserError):
     """Something is not to be reached now. The status is `TRY_AGAIN_STATUS`."""
 
 
-class NotConnected(TryAgain):
-    """The processes of a run cannot find each other."""
-
-
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is saved and the next call goes on."""
 

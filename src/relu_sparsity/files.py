@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import psutil
 from etils import epath
 
 # A path on a disk, or in a bucket.
@@ -50,7 +51,7 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
     prefix = f".{path.name}.{socket.gethostname()}."
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp{path.suffix}"):
         process = leftover.name.removeprefix(prefix).partition(".")[0]
-        if process.isdecimal() and not is_alive(int(process)):
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
             leftover.unlink(missing_ok=True)
     temporary = path.with_name(f"{prefix}{os.getpid()}.tmp{path.suffix}")
     try:
@@ -58,17 +59,6 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def is_alive(process: int) -> bool:
-    """Whether this machine has a process of that number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_text(path: AnyPath, text: str) -> None:
@@ -90,6 +80,14 @@ def to_json(value: Any) -> str:
 def read_json(path: AnyPath) -> Any:
     """Reads a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_if_whole(path: AnyPath) -> dict[str, Any]:
+    """What a process told of itself in JSON; nothing where it did not, or a power cut left half."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def sha256(path: AnyPath) -> str:

@@ -20,7 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 from relu_sparsity import fingerprint, processes
 from relu_sparsity.fingerprint import NAME, PACKAGE, PACKAGES
@@ -59,11 +59,6 @@ def start() -> None:
     )
     atexit.register(server.terminate)
     os.environ[ADDRESS] = address
-
-
-class _Job(NamedTuple):
-    connection: socket.socket
-    pid: int
 
 
 class Server:
@@ -151,10 +146,13 @@ class Server:
             return True
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         os.close(alive)
-        job = _Job(connection, pid)
-        self._selector.register(connection, selectors.EVENT_READ, lambda _: self._forward(job))
+        self._selector.register(
+            connection, selectors.EVENT_READ, lambda client: self._forward(client, pid)
+        )
         # Its other side is open as long as the job lives.
-        self._selector.register(end, selectors.EVENT_READ, lambda _: self._end(job, end))
+        self._selector.register(
+            end, selectors.EVENT_READ, lambda pipe: self._end(pipe, connection, pid)
+        )
         return False
 
     def _is_of_now(self) -> bool:
@@ -190,22 +188,22 @@ class Server:
         os.environ.update(environment)
         sys.argv[:] = arguments
 
-    def _forward(self, job: _Job) -> bool:
-        number = job.connection.recv(1)
+    def _forward(self, connection: socket.socket, pid: int) -> bool:
+        number = connection.recv(1)
         if not number:
             # The client was killed.
-            self._selector.unregister(job.connection)
-        os.kill(job.pid, number[0] if number else signal.SIGTERM)
+            self._selector.unregister(connection)
+        os.kill(pid, number[0] if number else signal.SIGTERM)
         return False
 
-    def _end(self, job: _Job, end: int) -> bool:
+    def _end(self, end: int, connection: socket.socket, pid: int) -> bool:
         self._selector.unregister(end)
         os.close(end)
-        _, status = os.waitpid(job.pid, 0)
-        if job.connection in {key.fileobj for key in self._selector.get_map().values()}:
-            self._selector.unregister(job.connection)
-            _answer(job.connection, str(os.waitstatus_to_exitcode(status)).encode())
-        job.connection.close()
+        _, status = os.waitpid(pid, 0)
+        if connection in self._selector.get_map():
+            self._selector.unregister(connection)
+            _answer(connection, str(os.waitstatus_to_exitcode(status)).encode())
+        connection.close()
         return False
 
 

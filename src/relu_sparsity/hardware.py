@@ -46,13 +46,3 @@ HARDWARE = {
     "NVIDIA H100 80GB HBM3": Hardware("GPU", 989e12, 3350e9, 80e9),
     "NVIDIA H200": Hardware("GPU", 989e12, 4800e9, 141e9),
 }
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s of dense bfloat16 matrix products; None for a kind that is not known.
-
-    Args:
-      device_kind: A JAX device's `device_kind`.
-    """
-    hardware = HARDWARE.get(device_kind)
-    return None if hardware is None else hardware.peak_flops

@@ -44,7 +44,6 @@ class Job:
       writer: The function that makes its results: `module:function` of this package.
       arguments: What the writer is called with, beside parameters and layout.
       outputs: Its result files, but for the record.
-      record: The file that tells what they were made from.
       after: The jobs whose results it reads.
       stage: The stage of dvc.yaml that it belongs to; none where DVC does not know it.
       parameters: What of params.yaml decides its results.
@@ -52,7 +51,7 @@ class Job:
       files: Files that decide its results beside the code.
       may_lack: Whether it shows what there is when the jobs before it have no results.
       reads_store: Whether it reads what the store has of the jobs before it, not their results.
-      writes_record: Whether the writer writes the record itself.
+      writes_record: Whether the writer writes the record itself, as run.json beside the results.
       on_request: Whether it is made only when asked for.
       takes_run: Whether the writer takes the run, resolved, instead of parameters and layout.
       fingerprint: What its results depend on.
@@ -61,7 +60,6 @@ class Job:
     name: str
     writer: str
     outputs: tuple[Path, ...]
-    record: Path
     stage: str
     after: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +84,12 @@ class Job:
         words = [f"--{key} {value}" for key, value in self.arguments.items()]
         rule = {"table": "tables", "figure": "figures"}.get(self.rule, self.rule)
         return " ".join(["relu-sparsity", rule, *words])
+
+    @property
+    def record(self) -> Path:
+        """The file that tells what its results were made from."""
+        first = self.outputs[0]
+        return first.with_name("run.json") if self.writes_record else Layout.record(first)
 
     @property
     def files_written(self) -> tuple[Path, ...]:
@@ -168,7 +172,6 @@ def _rows(params: Params, layout: Layout) -> Iterator[Job]:
         "tokenizer",
         "data.prepare:write_tokenizer",
         (layout.tokenizer,),
-        layout.record(layout.tokenizer),
         stage="text",
         parameters=text,
     )
@@ -176,10 +179,11 @@ def _rows(params: Params, layout: Layout) -> Iterator[Job]:
         "data",
         "data.prepare:write_manifest",
         (layout.manifest,),
-        layout.record(layout.manifest),
         stage="text",
         after=("tokenizer",),
-        parameters=text | {"training": _heldout_shape(params)},
+        # What decides which held-out tokens are predicted.
+        parameters=text
+        | {"training": params.defaults.training.model_dump(include={"seq_len", "eval_sequences"})},
     )
     for name, seed in params.jobs():
         yield from _run_rows(params, layout, params.runs[name], seed, text)
@@ -191,7 +195,7 @@ def _run_rows(
 ) -> Iterator[Job]:
     folder = layout.run(run.name, seed)
     of_run: dict[str, Any] = {
-        "stage": _stage(run),
+        "stage": "" if run.sensitivity else f"{'branch' if run.parent else 'run'}@{run.name}",
         "on_request": run.sensitivity,
         "arguments": {"run": run.name, "seed": seed},
     }
@@ -199,19 +203,17 @@ def _run_rows(
     before = ["tokenizer", "data"]
     if run.intervention in MASKS:
         before.append(f"mask/{run.name}/seed{seed}")
-        path = layout.mask(run.name, seed)
         decides = {"mask": run.config.mask_choice(run.intervention), "seed": seed}
         yield Job(
-            before[-1], "training.run:write_mask", (path,), layout.record(path),
+            before[-1], "training.run:write_mask", (layout.mask(run.name, seed),),
             after=(parent,), parameters=decides | {"intervention": run.intervention},
             reads_store=True, takes_run=True, **of_run,
         )  # fmt: skip
     elif run.intervention == "used_widths":
         before.append(f"widths/{run.name}/seed{seed}")
-        path = layout.widths(run.name, seed)
         decides = {"round2": run.config.round2.model_dump(mode="json")}
         yield Job(
-            before[-1], "training.run:write_widths", (path,), layout.record(path),
+            before[-1], "training.run:write_widths", (layout.widths(run.name, seed),),
             after=(parent,), parameters=decides, takes_run=True, **of_run,
         )  # fmt: skip
     config = run.config.fingerprinted(run.intervention)
@@ -222,26 +224,18 @@ def _run_rows(
         train,
         "training.run:train",
         tuple(folder / name for name in RUN_FILES if name != "run.json"),
-        folder / "run.json",
         after=tuple(before),
         parameters={**config, "seed": seed, "intervention": run.intervention},
         writes_record=True,
         takes_run=True,
         **of_run,
     )
-    metrics = folder / "metrics.json"
     window = run.config.metrics.convergence_window
     yield Job(
-        f"extract/{run.name}/seed{seed}", "paper.extract:write_metrics", (metrics,),
-        layout.record(metrics), after=(train,),
+        f"extract/{run.name}/seed{seed}", "paper.extract:write_metrics",
+        (folder / "metrics.json",), after=(train,),
         parameters={"metrics": {"convergence_window": window}}, **of_run,
     )  # fmt: skip
-
-
-def _stage(run: RunParams) -> str:
-    if run.sensitivity:
-        return ""
-    return f"{'run' if run.parent is None else 'branch'}@{run.name}"
 
 
 def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
@@ -249,9 +243,8 @@ def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
         return tuple(f"extract/{run}/seed{seed}" for run, seed in params.jobs() if run in runs)
 
     for table, runs in TABLE_RUNS.items():
-        files = tuple(layout.table(table))
         yield Job(
-            f"table/{table}", "paper.tables:write_table", files, layout.record(files[0]),
+            f"table/{table}", "paper.tables:write_table", tuple(layout.table(table)),
             stage="tables", after=extracted(runs), arguments={"table": table},
             files=(_PUBLISHED,), may_lack=True,
         )  # fmt: skip
@@ -260,21 +253,18 @@ def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
         for run, seed in params.jobs()
         if params.runs[run].intervention in MASKS
     ]
-    files = tuple(layout.table(PRUNING))
     pruned = pruning_runs(params)
     compared = (*extracted(pruned), *(mask for run, mask in masks if run in pruned))
     yield Job(
-        PRUNING, "paper.pruning:write_pruning", files, layout.record(files[0]),
-        stage="tables", after=compared,
-        modules=("flops",),
+        PRUNING, "paper.pruning:write_pruning", tuple(layout.table(PRUNING)),
+        stage="tables", after=compared, modules=("flops",),
         parameters={"pruning": params.pruning.model_dump(mode="json")}, may_lack=True,
     )  # fmt: skip
     own = {name: params.runs[name] for name in own_runs(params.paper_runs)}
     if own:
         compared_runs = {"baseline": params.runs.get("baseline"), **own}
-        files = tuple(layout.table(OWN_RUNS))
         yield Job(
-            "own", "paper.own_runs:write_own_runs", files, layout.record(files[0]),
+            "own", "paper.own_runs:write_own_runs", tuple(layout.table(OWN_RUNS)),
             stage="tables", after=extracted(compared_runs), may_lack=True,
             parameters={"runs": {name: run and run.model_dump(mode="json")
                                  for name, run in compared_runs.items()}},
@@ -286,37 +276,33 @@ def _paper_rows(params: Params, layout: Layout) -> Iterator[Job]:
             "early_steps": {name: run.config.metrics.early_steps for name, run in shown.items()},
             "mask_steps": {name: params.branch_steps(name) for name in shown},
         }
-        path = layout.figure(figure)
         yield Job(
-            f"figure/{figure}", "paper.figures:write_figure", (path,), layout.record(path),
+            f"figure/{figure}", "paper.figures:write_figure", (layout.figure(figure),),
             stage="figures", after=extracted(row.runs), arguments={"figure": figure},
             parameters=decides, files=(_PUBLISHED,), may_lack=True,
         )  # fmt: skip
-    files = tuple(layout.claims)
     yield Job(
-        "claims", "paper.verdicts:write_claims", files, layout.record(files[0]),
+        "claims", "paper.verdicts:write_claims", tuple(layout.claims),
         stage="claims", after=(*extracted(params.paper_runs), *(mask for _, mask in masks)),
         files=(_PUBLISHED,),
         parameters={"claims": params.claims.model_dump(mode="json")}, may_lack=True,
     )  # fmt: skip
     yield Job(
         "summary", "paper.summary:write_summary", (layout.summary, *layout.curves),
-        layout.record(layout.summary), stage="claims",
-        after=("claims", *extracted(params.paper_runs)),
+        stage="claims", after=("claims", *extracted(params.paper_runs)),
     )  # fmt: skip
     shown_jobs = [f"table/{table}" for table in TABLE_RUNS]
     shown_jobs += [PRUNING, *(["own"] if own else []), *(f"figure/{figure}" for figure in drawn)]
     yield Job(
-        "report", "report:write_report", (layout.report,), layout.record(layout.report),
+        "report", "report:write_report", (layout.report,),
         stage="report", after=("claims", *shown_jobs),
         files=tuple(sorted(path for path in _REPORT_FILES.glob("*") if path.is_file())),
     )  # fmt: skip
     if not (params.choices and "baseline" in params.runs):
         return
-    files = tuple(layout.sensitivity)
     choices = {name: run.config.model_dump(mode="json") for name, run in params.choices.items()}
     yield Job(
-        "sensitivity", "paper.sensitivity:write_sensitivity", files, layout.record(files[0]),
+        "sensitivity", "paper.sensitivity:write_sensitivity", tuple(layout.sensitivity),
         stage="", after=extracted(["baseline", *choices]), on_request=True,
         files=(_PUBLISHED,), may_lack=True,
         parameters={"claims": params.claims.model_dump(mode="json"), "choices": choices},
@@ -327,12 +313,6 @@ def pruning_runs(params: Params) -> list[str]:
     """The masked runs whose saving is told, and the runs that they branch off."""
     pruned = [run for run in PRUNED_RUNS if run in params.runs]
     return sorted({*pruned, *(str(params.runs[run].parent) for run in pruned)})
-
-
-def _heldout_shape(params: Params) -> dict[str, int]:
-    """What decides which held-out tokens are predicted."""
-    training = params.defaults.training
-    return {"seq_len": training.seq_len, "eval_sequences": training.eval_sequences}
 
 
 @functools.cache

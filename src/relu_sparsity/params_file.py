@@ -8,25 +8,16 @@ experiments serves every scale.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.params import (
-    MASKS,
-    NAME,
-    ClaimsParams,
-    ModelParams,
-    Params,
-    PruningParams,
-    ResourcesParams,
-    RunConfig,
-    RunParams,
-)
-from relu_sparsity.schema import Section, read_yaml, told
+from relu_sparsity.params import MASKS, NAME, ModelParams, Params, RunConfig, RunParams
+from relu_sparsity.schema import read_yaml, told
 
 _Model = TypeVar("_Model", bound=BaseModel)
 FACTOR = r"x\s*(\d+(?:\.\d+)?)(?:/([1-9]\d*))?"
@@ -42,15 +33,15 @@ TOP_KEYS = ("scale", "defaults", "scales", "runs", "branches", "sensitivity")
 SCALE_SECTIONS = (*_SECTIONS, "resources", "claims", "pruning")
 
 
+@dataclass
 class _Tree:
     """Merged parameters that remember which key of the file each value came from."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.values: dict[str, Any] = {}
-        self.origins: dict[tuple[str, ...], str] = {}
+    path: Path
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[tuple[str, ...], str] = field(default_factory=dict)
 
-    def merge(self, layer: Any, origin: str, allowed: tuple[str, ...]) -> Self:
+    def merge(self, layer: Any, origin: str, allowed: tuple[str, ...]) -> None:
         """Lays `layer`, found at the key path `origin`, over what is there."""
         _require_mapping(self.path, origin, layer)
         for key, section in (layer or {}).items():
@@ -66,7 +57,6 @@ class _Tree:
                 merged[name] = self._scaled(merged.get(name), value, f"{origin}.{key}.{name}")
                 self.origins[(key, name)] = f"{origin}.{key}.{name}"
             self.values[key] = merged
-        return self
 
     def _scaled(self, base: Any, value: Any, origin: str) -> Any:
         match = re.fullmatch(FACTOR, value) if isinstance(value, str) else None
@@ -87,15 +77,6 @@ class _Tree:
                 "allowed: a factor that gives a whole number"
             )
         return int(product)
-
-    def copy(self) -> "_Tree":
-        twin = _Tree(self.path)
-        twin.values = {
-            key: dict(value) if isinstance(value, dict) else value
-            for key, value in self.values.items()
-        }
-        twin.origins = dict(self.origins)
-        return twin
 
     def validate(self, model: type[_Model], keys: tuple[str, ...]) -> _Model:
         """Builds `model` from the merged sections named `keys`."""
@@ -193,7 +174,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
     same_as_baseline: list[str] = []
     origins = {}
     for name, run_layer in declared.items():
-        run_tree = tree.copy()
+        run_tree = replace(tree, values=dict(tree.values), origins=dict(tree.origins))
         group = group_of[name]
         keys = BRANCH_KEYS if group == "branches" else RUN_KEYS
         origin = f"{group}.{name}"
@@ -204,7 +185,7 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
         run_tree.merge(own_runs.get(name), f"scales.{scale}.runs.{name}", RUN_KEYS)
         if run_tree.values.get("intervention") == "used_widths":
             # Its parent decides them, and is not trained yet.
-            run_tree.values["model"]["mlp_dim"] = None
+            run_tree.values["model"] = run_tree.values["model"] | {"mlp_dim": None}
         config = run_tree.validate(RunConfig, _SECTIONS)
         if config.model.mlp_dim is None and run_tree.values.get("intervention") != "used_widths":
             told = run_tree.origins.get(("model", "mlp_dim"), f"{origin}.model.mlp_dim")
@@ -216,42 +197,18 @@ def _parse_scale(document: Mapping[str, Any], path: Path, scale: str) -> Params:
         for key in ("parent", "intervention"):
             if group == "branches" and run_tree.values.get(key) is None:
                 raise UserError(f"{path}: {origin}.{key}: is missing; a branch needs one")
-        try:
-            runs[name] = RunParams(
-                name=name,
-                config=config,
-                sensitivity=group == "sensitivity",
-                **{key: run_tree.values[key] for key in _OF_RUNS if key in run_tree.values},
-            )
-        except ValidationError as error:
-            raise UserError(
-                "\n".join(_run_message(run_tree, name, each) for each in error.errors())
-            ) from None
+        run_tree.values |= {"name": name, "sensitivity": group == "sensitivity", "config": config}
+        run_tree.origins[("name",)] = origin
+        given = tuple(key for key in RunParams.model_fields if key in run_tree.values)
+        runs[name] = run_tree.validate(RunParams, given)
     _check_parents(path, runs, origins)
-    top = tree.validate(_ScaleSections, ("resources", "claims", "pruning"))
-    return Params(
-        scale=scale,
-        resources=top.resources,
-        claims=top.claims,
-        pruning=top.pruning,
-        defaults=tree.validate(RunConfig, _SECTIONS),
-        runs=runs,
-        same_as_baseline=tuple(same_as_baseline),
-    )
-
-
-class _ScaleSections(Section):
-    resources: ResourcesParams
-    claims: ClaimsParams
-    pruning: PruningParams
-
-
-def _run_message(tree: _Tree, name: str, error: Any) -> str:
-    location, text = told(error, RunParams.model_fields)
-    origin = tree.origins.get((location[0],), f"runs.{name}.{location[0]}")
-    if location[0] == "name":
-        origin = f"runs.{name}"
-    return f"{tree.path}: {'.'.join([origin, *location[1:]])}: {text}"
+    tree.values |= {
+        "scale": scale,
+        "defaults": tree.validate(RunConfig, _SECTIONS),
+        "runs": runs,
+        "same_as_baseline": tuple(same_as_baseline),
+    }
+    return tree.validate(Params, tuple(Params.model_fields))
 
 
 def _check_parents(path: Path, runs: dict[str, RunParams], mask_origins: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from etils import epath
 
 from relu_sparsity.counts import counted
 from relu_sparsity.durations import duration
+from relu_sparsity.files import read_json
 from relu_sparsity.flops import described_flops_per_token, training_flops
 from relu_sparsity.interventions import used_widths
 from relu_sparsity.jobs import Job, job_table
@@ -188,7 +188,7 @@ def measured_speed(params: Params) -> Speed:
 
 def _speed(description: epath.Path, throughput: epath.Path) -> tuple[float, int]:
     """FLOP/s of a device in a trained run, and how many devices it had."""
-    described = json.loads(description.read_text(encoding="utf-8"))
+    described = read_json(description)
     rows = csv.DictReader(throughput.read_text().splitlines())
     tokens = statistics.median(float(row["tokens_per_second"]) for row in rows)
     per_token = described_flops_per_token(described["config"], described["trained_mlp_dims"])
@@ -243,7 +243,7 @@ def _widths(run: Run, digests: Digests) -> Sequence[int]:
     if decided_by.problems(digests):
         return _widths(run.parent, digests)
     if run.intervention not in MASKS:
-        return json.loads(run.intervention_file.read_text(encoding="utf-8"))["mlp_dims"]
+        return read_json(run.intervention_file)["mlp_dims"]
     if not run.config.mask.compact:
         return run.config.model.mlp_dims
     kept = load_mask(run.intervention_file, run.config.model.num_layers)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relu_sparsity.files import sha256, write_json
+from relu_sparsity.files import read_json, sha256, write_json
 from relu_sparsity.fingerprint import Fingerprint
 from relu_sparsity.schema import flat
 
@@ -34,7 +34,7 @@ class Record:
 def read_record(path: Path) -> Record | None:
     """Reads a record; None where it is missing or is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return Record(content["fingerprint"], content["made_from"], content["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -64,7 +64,7 @@ class Digests:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         try:
-            self._known = json.loads(path.read_text(encoding="utf-8")) if path else {}
+            self._known = read_json(path) if path else {}
         except (OSError, ValueError):
             self._known = {}
         self._before = dict(self._known)

@@ -1,6 +1,5 @@
 """Results that are kept in Git for readers, and the check of somebody's own against them."""
 
-import json
 import math
 import os
 import re
@@ -324,7 +323,7 @@ def _other_verdicts(layout: "Layout", folder: Path) -> dict[int, tuple[str, str]
     def read(path: Path, how_to_make_it: str) -> dict[int, str]:
         if not path.is_file():
             raise UserError(f"{path}: is missing; {how_to_make_it}")
-        claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        claims = read_json(path)["claims"]
         return {claim["number"]: claim["verdict"] for claim in claims}
 
     own = read(

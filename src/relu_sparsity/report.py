@@ -217,13 +217,8 @@ def rule_graph(jobs: Iterable[Job]) -> dict[str, list[dict[str, Any]]]:
         }
         for source, target in sorted(pairs)
     ]
-    straight = [link["target"] == link["source"] + 1 for link in links]
     return {
         "node-data": [{"rule": rule, "fx": 10, "fy": 50 * row} for row, rule in enumerate(rules)],
-        "link-data": [
-            link for link, is_straight in zip(links, straight, strict=True) if not is_straight
-        ],
-        "link-data-direct": [
-            link for link, is_straight in zip(links, straight, strict=True) if is_straight
-        ],
+        "link-data": [link for link in links if link["target"] != link["source"] + 1],
+        "link-data-direct": [link for link in links if link["target"] == link["source"] + 1],
     }

@@ -1,13 +1,12 @@
 """One training run, resolved once: what is trained, from what, and where it is kept."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from relu_sparsity import processes
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import atomic_write, write_text
+from relu_sparsity.files import atomic_write, read_json, write_text
 from relu_sparsity.jobs import Job, JobTable, job_table
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Intervention, Params, RunConfig
@@ -179,7 +178,7 @@ def adopt(params: Params, layout: Layout, folder: Path) -> None:
     path = folder / "run.json"
     record = read_record(path)
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = read_json(path)
         scale, name, seed = (described[key] for key in ("scale", "run", "seed"))
     except (OSError, ValueError, KeyError, TypeError):
         record = None

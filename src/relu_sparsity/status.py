@@ -1,18 +1,17 @@
 """How far every run of a scale is, and where it runs. Nothing is changed."""
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from etils import epath
+import psutil
 
 from relu_sparsity.counts import counted
 from relu_sparsity.durations import duration
-from relu_sparsity.files import is_alive
+from relu_sparsity.files import read_if_whole
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params import Params
 from relu_sparsity.provenance import read_record
@@ -80,10 +79,10 @@ def all_status(params: Params) -> list[RunStatus]:
     Of those that are only made when asked for, those that have begun.
     """
     jobs = _slice_jobs()
-    states = {name: _read_if_whole(job.launcher_state) for name, job in jobs.items()}
+    states = {name: read_if_whole(job.launcher_state) for name, job in jobs.items()}
     launchers = {name: state for name, state in states.items() if state}
     told = (
-        replace(_status(run, launchers), usage=_usage(run.store, jobs))
+        replace(run_status(run, launchers), usage=_usage(run.store, jobs))
         for run in resolve_all(params, Layout(params.scale))
     )
     return [
@@ -91,11 +90,6 @@ def all_status(params: Params) -> list[RunStatus]:
         for each in told
         if each.state != "not started" or not params.runs[each.run].sensitivity
     ]
-
-
-def run_status(run: Run) -> RunStatus:
-    """The status of one run, as its own process tells it."""
-    return _status(run, {})
 
 
 def watch(params: Params, every: float, *, use: bool = False) -> None:
@@ -122,26 +116,19 @@ def _slice_jobs() -> dict[str, SliceJob]:
     return {path.name: SliceJob(path) for path in folder.iterdir()} if folder.exists() else {}
 
 
-def _read_if_whole(path: epath.Path) -> dict[str, Any]:
-    """What a process told of itself; nothing where it did not, or a power cut left half a file."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
 def _usage(store: RunStore, jobs: dict[str, SliceJob]) -> Usage | None:
     """What a run has used, its masks' replays included."""
     suffix = store.folder.name[:8]
-    uses = [use for name, job in jobs.items() if name.endswith(suffix)
+    uses = [Usage.of(use) for name, job in jobs.items() if name.endswith(suffix)
             for use in job.usage().values()]  # fmt: skip
-    return Usage.of(uses) if uses else None
+    return Usage.sum(uses) if uses else None
 
 
-def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
+def run_status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
+    """The status of one run, as its own process tells it, and what launchers say, by slice."""
     run, seed, store = resolved.name, resolved.seed, resolved.store
     num_steps = resolved.config.training.num_steps
-    known = _read_if_whole(store.progress)
+    known = read_if_whole(store.progress)
     shown = (
         "loss", "heldout_loss", "unigram_loss", "unit_use", "tokens_per_second", "input_share",
         "mfu",
@@ -187,7 +174,7 @@ def _status(resolved: Run, launchers: dict[str, dict[str, Any]]) -> RunStatus:
 
 def _was_killed(known: dict[str, Any]) -> bool:
     """Whether the training process was one of this machine, and is there no more."""
-    return known["host"] == socket.gethostname() and not is_alive(known["process"])
+    return known["host"] == socket.gethostname() and not psutil.pid_exists(known["process"])
 
 
 def _newest_launcher(store: RunStore, launchers: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -271,8 +258,3 @@ _USE_COLUMNS: _Columns = _FIRST_COLUMNS | {
     "token use by layer (%)": lambda told: _use(told, "token_use"),
     "batch use by layer (%)": lambda told: _use(told, "batch_use"),
 }
-
-
-def as_json(statuses: Sequence[RunStatus]) -> list[dict[str, Any]]:
-    """As values that JSON knows."""
-    return [asdict(each) for each in statuses]

@@ -8,7 +8,6 @@ a bucket that all hosts of a slice write to.
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -19,7 +18,7 @@ from pathlib import Path
 from etils import epath
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import AnyPath, atomic_write, is_remote, sha256
+from relu_sparsity.files import AnyPath, atomic_write, is_remote, read_json, sha256
 from relu_sparsity.layout import RUN_FILES
 
 
@@ -30,31 +29,24 @@ def newest_step(checkpoints: AnyPath) -> int | None:
 
 
 class RunStore:
-    """The store's folder of one run, seed and fingerprint."""
+    """The store's folder of one run, seed and fingerprint.
+
+    Attributes:
+      name: How messages call the run.
+      folder: All that is kept of it.
+      checkpoints: The checkpoints of the training under way.
+      finished: The result files, once the run is finished.
+      throughput: Tokens per second over the steps: of this machine, so it is no result.
+      progress: How far the training is, for `relu-sparsity status`.
+    """
 
     def __init__(self, root: AnyPath, scale: str, run: str, seed: int, fingerprint: str) -> None:
         self.name = f"{run} seed {seed}"
         self.folder = epath.Path(root) / "runs" / scale / run / f"seed{seed}" / fingerprint
-
-    @property
-    def checkpoints(self) -> epath.Path:
-        """The checkpoints of the training under way."""
-        return self.folder / "checkpoints"
-
-    @property
-    def finished(self) -> epath.Path:
-        """The result files, once the run is finished."""
-        return self.folder / "finished"
-
-    @property
-    def throughput(self) -> epath.Path:
-        """Tokens per second over the steps: of this machine, so it is no result."""
-        return self.folder / "throughput.csv"
-
-    @property
-    def progress(self) -> epath.Path:
-        """How far the training is, for `relu-sparsity status`."""
-        return self.folder / "progress.json"
+        self.checkpoints = self.folder / "checkpoints"
+        self.finished = self.folder / "finished"
+        self.throughput = self.folder / "throughput.csv"
+        self.progress = self.folder / "progress.json"
 
     def branch(self, step: int) -> epath.Path:
         """The checkpoint and the used units at a step where other runs branch off."""
@@ -107,7 +99,7 @@ class RunStore:
         """
         if self.is_finished():
             return False
-        described = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        described = read_json(folder / "run.json")
         for name in RUN_FILES:
             path, told = folder / name, described.get("sha256", {}).get(name)
             if name != "run.json" and (not path.is_file() or sha256(path) != told):
@@ -122,7 +114,7 @@ class RunStore:
           UserError: A file in the store is not the one that the run wrote.
         """
         try:
-            told = json.loads((self.finished / "run.json").read_text())["sha256"]
+            told = read_json(self.finished / "run.json")["sha256"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.finished / 'run.json'}: is damaged ({error!r}); delete {self.finished} to "

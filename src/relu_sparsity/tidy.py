@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import fsspec
 from etils import epath
+from rich.filesize import decimal
 
 from relu_sparsity.counts import counted
 from relu_sparsity.errors import UserError
@@ -132,24 +133,15 @@ def as_lines(found: Iterable[Entry], other: dict[str, int]) -> Iterator[str]:
     from tabulate import tabulate
 
     found = list(found)
-    rows = [[each.run, each.seed, each.state, shown(each.size), each.folder] for each in found]
+    rows = [[each.run, each.seed, each.state, decimal(each.size), each.folder] for each in found]
     yield tabulate(rows, ["run", "seed", "state", "size", "folder"], disable_numparse=True)
     yield ""
     for state in ("current", "stale", "removed"):
         sizes = [each.size for each in found if each.state == state]
         yield f"{state}: {folders(sizes)}"
-    yield from (f"besides, {folder}: {shown(number)}" for folder, number in other.items())
+    yield from (f"besides, {folder}: {decimal(number)}" for folder, number in other.items())
 
 
 def folders(sizes: Collection[int]) -> str:
     """Some folders in words: how many, and the bytes that they hold."""
-    return f"{counted(len(sizes), 'folder')}, {shown(sum(sizes))}"
-
-
-def shown(number: float) -> str:
-    """A number of bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
+    return f"{counted(len(sizes), 'folder')}, {decimal(sum(sizes))}"

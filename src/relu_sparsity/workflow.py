@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -98,7 +98,8 @@ def write_stamps(
     for job in jobs.values():
         why = reasons.get(job.name, [])
         newest = now
-        for path in _from_the_future(job.files_written, now):
+        written = (path for path in job.files_written if path.is_file())
+        for path in (path for path in written if path.stat().st_mtime > now):
             if is_dry:
                 newest = max(newest, path.stat().st_mtime + 1)
             else:
@@ -114,11 +115,6 @@ def write_stamps(
             os.utime(stamp, (moment, moment))
     digests.save()
     return layout, set(reasons)
-
-
-def _from_the_future(results: Iterable[Path], now: float) -> Iterator[Path]:
-    """Results that have a later time than now."""
-    return (path for path in results if path.is_file() and path.stat().st_mtime > now)
 
 
 def critical_paths(params: Params) -> dict[str, int]:

@@ -17,13 +17,13 @@ HOUR = 3600.0
 def test_hours_are_added_and_only_those_of_a_slice_that_was_there_cost():
     never_there = SliceUse("v2-32", 16.0, asked=0, gone=2 * HOUR)
     preempted = SliceUse("v2-32", 16.0, 3 * HOUR, 4 * HOUR, 10 * HOUR, lost_seconds=HOUR / 2)
-    used = Usage.of([never_there, preempted])
+    used = Usage.sum([Usage.of(never_there), Usage.of(preempted)])
     assert used == Usage(
         slices=2, slice_hours=6.0, waiting_hours=3.0, lost_hours=0.5, cost=6 * 16.0
     )
     assert str(used).endswith("after 3.00 hours of waiting, 96.00 at slices.yaml's price")
     assert Usage.sum([used, used]).cost == 2 * 96.0
-    unpriced = Usage.of([SliceUse("v2-32", None, 0, HOUR, 2 * HOUR)])
+    unpriced = Usage.of(SliceUse("v2-32", None, 0, HOUR, 2 * HOUR))
     assert unpriced.cost is None
     assert Usage.sum([used, unpriced]).cost is None
 
@@ -33,7 +33,7 @@ def test_a_slice_that_is_there_counts_up_to_now(monkeypatch):
     there = SliceUse("v2-32", 1.0, asked=0).marked("active").marked("active")
     assert there.active == 5 * HOUR
     monkeypatch.setattr(usage, "now", lambda: 7 * HOUR)
-    assert Usage.of([there]).slice_hours == pytest.approx(2.0)
+    assert Usage.of(there).slice_hours == pytest.approx(2.0)
     assert there.marked("active").active == 5 * HOUR, "the first time counts"
 
 
@@ -44,7 +44,7 @@ def test_a_clock_that_is_set_changes_no_hours(monkeypatch):
 
 
 def test_launchers_whose_clocks_differ_give_nothing_back():
-    used = Usage.of([SliceUse("v2-32", 16.0, asked=9 * HOUR, active=8 * HOUR, gone=7 * HOUR)])
+    used = Usage.of(SliceUse("v2-32", 16.0, asked=9 * HOUR, active=8 * HOUR, gone=7 * HOUR))
     assert (used.slice_hours, used.waiting_hours, used.cost) == (0.0, 0.0, 0.0)
 
 

@@ -9,7 +9,7 @@ from relu_sparsity.data import sources
 from relu_sparsity.data.pipeline import heldout_batches, train_batches
 from relu_sparsity.errors import UserError
 from relu_sparsity.metrics import METRICS
-from relu_sparsity.paper.figures import STYLE, save
+from relu_sparsity.paper.figures import STYLE, to_svg
 from relu_sparsity.sparsity import unit_use
 
 TEXT = "Returns the gradient"
@@ -131,7 +131,7 @@ def test_a_step_without_parameters_is_told_with_those_that_have_some(runs):
 def test_the_figure_shows_the_share_of_units_and_has_the_same_bytes_each_time(model, tmp_path):
     with mpl.rc_context(STYLE):
         for name in ("a.svg", "b.svg"):
-            save(model.plot_units(TEXT), tmp_path / name)
+            (tmp_path / name).write_text(to_svg(model.plot_units(TEXT)))
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     axes = model.plot_units(TEXT).axes[0]
     shown = axes.images[0].get_array()

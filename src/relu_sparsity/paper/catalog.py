@@ -118,11 +118,6 @@ class Figure:
         return self.id.removeprefix("fig").lstrip("0")
 
     @property
-    def metric(self) -> str:
-        """The metric of the first panel."""
-        return self.panels[0].metric
-
-    @property
     def runs(self) -> tuple[str, ...]:
         """The runs that the figure shows."""
         return tuple(dict.fromkeys(run for panel in self.panels for run in panel.runs))
@@ -180,21 +175,13 @@ _ROWS = (
     Figure("fig05", _BASE[1], _over_steps("token_use", "baseline", "whole", table=1)),
     *(
         Figure(
-            each,
+            f"fig0{number}",
             _BASE[1],
-            _over_steps("sequence_use", "baseline", "whole", table=1),
-            _TWIN.format(6, 7),
+            _over_steps(metric, "baseline", "whole", table=1),
+            _TWIN.format(*twins),
         )
-        for each in ("fig06", "fig07")
-    ),
-    *(
-        Figure(
-            each,
-            _BASE[1],
-            _over_steps("batch_use", "baseline", "whole", table=1),
-            _TWIN.format(8, 9),
-        )
-        for each in ("fig08", "fig09")
+        for metric, twins in (("sequence_use", (6, 7)), ("batch_use", (8, 9)))
+        for number in twins
     ),
     Figure("fig10", _BASE[2], _over_steps("p50", "baseline", "early", "whole", table=3)),
     Figure("fig11", _BASE[2], _over_steps("p65", "baseline", "early", "whole", table=3)),

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -75,12 +74,7 @@ def write_figure(params: "Params", layout: "Layout", figure: str) -> None:
     shown = {run: params.runs[run].seeds for run in row.runs if run in params.runs}
     runs = load_runs(layout.results, shown)
     with mpl.rc_context(STYLE):
-        save(draw(row, runs, params), layout.figure(figure))
-
-
-def save(canvas: Canvas, path: Path) -> None:
-    """Writes a figure as SVG, the same bytes each time."""
-    write_text(path, to_svg(canvas))
+        write_text(layout.figure(figure), to_svg(draw(row, runs, params)))
 
 
 def to_svg(canvas: Canvas) -> str:
@@ -195,8 +189,7 @@ def _draw_layers(axes: Axes, panel: Panel, seeds: dict[int, RunHistory], params:
         ours = 100 * np.mean(of_seeds, axis=0)
         label = "ours at convergence"
         axes.scatter(len(ours) * [last_step], ours, 14, c=colors, label=label, clip_on=False)
-    top = 100 if panel.metric in _FULL_RANGE_METRICS else None
-    axes.set_ylim(bottom=0, top=top and 1.03 * top)
+    axes.set_ylim(bottom=0, top=103 if panel.metric in _FULL_RANGE_METRICS else None)
     axes.set_xlim(0, max(last_step, 1))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -304,8 +297,7 @@ def _draw_models(
         if len(seeds) > 1:
             _draw_band(axes, layers, values, color)
         _draw_paper(axes, panel, run, layers, len(layers) * [color])
-    top = 100 if panel.metric in _FULL_RANGE_METRICS else None
-    axes.set_ylim(bottom=0, top=top and 1.03 * top)
+    axes.set_ylim(bottom=0, top=103 if panel.metric in _FULL_RANGE_METRICS else None)
     if missing:
         _say_missing(axes, missing)
     if len(missing) < len(panel.runs):

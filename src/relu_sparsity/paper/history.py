@@ -1,6 +1,5 @@
 """Reading exported runs."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from relu_sparsity.errors import UserError
+from relu_sparsity.files import read_json
 from relu_sparsity.layout import RUN_FILES
 from relu_sparsity.metrics import METRICS
 
@@ -72,14 +72,19 @@ def load_run(folder: Path) -> RunHistory:
     Raises:
       UserError: A file is missing or is not what training exports. The message names it.
     """
-    description = _read_json(folder / "run.json")
+    path = folder / "run.json"
     try:
+        description = read_json(path)
         config, parent = description["config"], description["parent"]
         num_layers = len(config["model"]["mlp_dims"])
         last_step = config["training"]["num_steps"] - 1
         run, seed = description["run"], description["seed"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; train the run first") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON: {error}") from None
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'run.json'}: {error} is missing") from None
+        raise UserError(f"{path}: {error} is missing") from None
     steps, unit_use = _read_grid(folder / "unit_use.csv", "layer", METRICS)
     if unit_use[METRICS[0]].shape[1] != num_layers or steps[-1] != last_step:
         raise UserError(
@@ -146,15 +151,6 @@ def load_mask(path: Path, num_layers: int) -> list[Bool[np.ndarray, " mlp"]]:
       UserError: The file is missing or is not a mask of so many layers.
     """
     return _read_layers(path, "", num_layers)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: is missing; train the run first") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON: {error}") from None
 
 
 def _read_grid(

@@ -1,5 +1,6 @@
 """The table of your own runs: those of params.yaml that are not the paper's."""
 
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,10 +30,12 @@ def write_own_runs(params: "Params", layout: "Layout") -> None:
     """
     shown = ["baseline", *own_runs(params.paper_runs)]
     seeds = {name: params.runs[name].seeds for name in shown if name in params.runs}
-    runs = load_runs(layout.results, seeds)
-    rows = [_row(params, name, list(of_run.values())) for name, of_run in runs.items()]
-    frame = pd.DataFrame([_flat(row) for row in rows])
-    display = pd.DataFrame([_texts(row) for row in rows])
+    rows = {
+        name: summarize(params, params.runs[name], of_run.values(), _METRICS)
+        for name, of_run in load_runs(layout.results, seeds).items()
+    }
+    frame = pd.DataFrame([{"run": name, **as_numbers(row)} for name, row in rows.items()])
+    display = pd.DataFrame([{"Run": name, **as_texts(row)} for name, row in rows.items()])
     texts = {
         "csv": frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
         "md": "**Your own runs.** Use is at convergence, layer by layer from the first.\n\n"
@@ -58,38 +61,43 @@ def difference(params: "Params", run: "RunParams") -> str:
     return ", ".join(filter(None, (branch, *changed)))
 
 
-def _row(params: "Params", name: str, seeds: list[RunHistory]) -> dict[str, Any]:
-    window = params.runs[name].config.metrics.convergence_window
+def summarize(
+    params: "Params", run: "RunParams", seeds: Collection[RunHistory], metrics: Iterable[str]
+) -> dict[str, Any]:
+    """A run's row: means over its seeds; use in percent at convergence, an array over layers."""
+    window = run.config.metrics.convergence_window
     return {
-        "run": name,
-        "differs_in": difference(params, params.runs[name]),
+        "differs_in": difference(params, run),
         "seeds": len(seeds),
         "loss": np.mean([each.eval_loss[-1].mean() for each in seeds]),
         "accuracy": np.mean([each.eval_accuracy[-1].mean() for each in seeds]),
         **{
             metric: 100 * np.mean([each.at_convergence(metric, window) for each in seeds], axis=0)
-            for metric in _METRICS
+            for metric in metrics
         },
     }
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in _METRICS} | {
+def as_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with a column for each layer."""
+    use = {name: values for name, values in row.items() if isinstance(values, np.ndarray)}
+    return {name: value for name, value in row.items() if name not in use} | {
         f"{metric}_layer{layer}": value
-        for metric in _METRICS
-        for layer, value in enumerate(row[metric])
+        for metric, values in use.items()
+        for layer, value in enumerate(values)
     }
 
 
-def _texts(row: dict[str, Any]) -> dict[str, str]:
+def as_texts(row: dict[str, Any], digits: int = 1) -> dict[str, str]:
+    """A row for people to read, with so many decimals of use."""
     return {
-        "Run": row["run"],
         "Differs in": row["differs_in"] or "–",
         "Seeds": str(row["seeds"]),
         "Loss": f"{row['loss']:.3f}",
         "Accuracy (%)": f"{100 * row['accuracy']:.1f}",
         **{
-            f"{METRIC_TITLES[metric]} (%)": " ".join(f"{value:.1f}" for value in row[metric])
-            for metric in _METRICS
+            f"{METRIC_TITLES[metric]} (%)": " ".join(f"{value:.{digits}f}" for value in values)
+            for metric, values in row.items()
+            if isinstance(values, np.ndarray)
         },
     }

@@ -1,6 +1,5 @@
 """What leaving a mask's units out of the model saves (supposed in section 4.1.1)."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import write_text
+from relu_sparsity.files import read_json, write_text
 from relu_sparsity.flops import described_flops_per_token
 from relu_sparsity.paper.catalog import PRUNED_RUNS, PRUNING
 from relu_sparsity.paper.history import load_mask
@@ -74,7 +73,7 @@ def _row(layout: "Layout", params: "Params", run: str) -> dict[str, Any]:
 def _measure(layout: "Layout", parent: str, run: str, seed: int) -> dict[str, float]:
     path = layout.run(run, seed) / "run.json"
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = read_json(path)
         config = described["config"]
         training = config["training"]
         tokens = training["global_batch_size"] * training["seq_len"]

@@ -1,22 +1,19 @@
 """What the paper leaves open, one choice at a time: which of the baseline's claims hang on it."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from relu_sparsity.files import write_text
-from relu_sparsity.paper.catalog import METRIC_TITLES
 from relu_sparsity.paper.claims import CLAIMS
 from relu_sparsity.paper.evidence import MeasuredResults
-from relu_sparsity.paper.figures import STYLE, save
+from relu_sparsity.paper.figures import STYLE, to_svg
 from relu_sparsity.paper.history import RunHistory, load_runs
-from relu_sparsity.paper.own_runs import difference
+from relu_sparsity.paper.own_runs import as_numbers, as_texts, summarize
 from relu_sparsity.paper.verdicts import VERDICTS, Verdict, decide_claim
 
 if TYPE_CHECKING:
@@ -29,29 +26,9 @@ BASELINE_CLAIMS = tuple(claim for claim in CLAIMS if claim.runs == ("baseline",)
 _MARKS: dict[Verdict, str] = dict(zip(VERDICTS, ("yes", "no", "–"), strict=True))
 # Okabe and Ito's blue and orange, and grey.
 _COLORS: dict[Verdict, str] = dict(zip(VERDICTS, ("#0072B2", "#E69F00", "#DDDDDD"), strict=True))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A baseline under one other choice.
-
-    Attributes:
-      name: Its run.
-      differs_in: What it does not share with the baseline.
-      seeds: How many there are of it.
-      loss: Held-out loss at the end, in nats per token, the mean over seeds.
-      accuracy: Held-out accuracy at the end, 0 to 1.
-      layers: For each of `SHOWN_METRICS`, percent of a layer's units (or tokens) at convergence.
-      verdicts: By the number of the claim.
-    """
-
-    name: str
-    differs_in: str
-    seeds: int
-    loss: float
-    accuracy: float
-    layers: dict[str, Float[np.ndarray, " layers"]]
-    verdicts: dict[int, Verdict]
+# By choice: what `summarize` tells of it, and its verdicts by the number of the claim.
+_Rows = dict[str, dict[str, Any]]
+_Verdicts = dict[str, dict[int, Verdict]]
 
 
 def write_sensitivity(params: "Params", layout: "Layout") -> None:
@@ -64,49 +41,32 @@ def write_sensitivity(params: "Params", layout: "Layout") -> None:
     """
     asked = {"baseline": params.runs["baseline"], **params.choices}
     runs = load_runs(layout.results, {name: run.seeds for name, run in asked.items()})
-    choices = [_choice(params, asked[name], seeds, layout) for name, seeds in runs.items()]
+    rows = {
+        name: summarize(params, asked[name], seeds.values(), SHOWN_METRICS)
+        for name, seeds in runs.items()
+    }
+    verdicts = {name: _verdicts(params, asked[name], runs[name], layout) for name in runs}
     csv, markdown, figure = layout.sensitivity
-    frame = as_frame(choices)
-    write_text(csv, frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    write_text(markdown, as_markdown(choices, params.scale))
-    with mpl.rc_context(STYLE):
-        save(draw(choices), figure)
-
-
-def as_frame(choices: list[Choice]) -> pd.DataFrame:
-    """A row for each choice; a column for each layer's use and for each claim."""
-    rows = []
-    for each in choices:
-        use = {
-            f"{metric}_layer{layer}": value
-            for metric, values in each.layers.items()
-            for layer, value in enumerate(values)
-        }
-        claims = {f"claim{number}": verdict for number, verdict in each.verdicts.items()}
-        head = {"choice": each.name, "differs_in": each.differs_in, "seeds": each.seeds}
-        rows.append({**head, "loss": each.loss, "accuracy": each.accuracy, **use, **claims})
-    return pd.DataFrame(rows)
-
-
-def as_markdown(choices: list[Choice], scale: str) -> str:
-    """Two tables: use by layer, and verdicts by claim."""
-    use = pd.DataFrame(
+    frame = pd.DataFrame(
         {
-            "Choice": each.name,
-            "Differs in": each.differs_in or "–",
-            "Seeds": str(each.seeds),
-            "Loss": f"{each.loss:.3f}",
-            "Accuracy (%)": f"{100 * each.accuracy:.1f}",
-            **{
-                f"{METRIC_TITLES[metric]} (%)": " ".join(f"{value:.0f}" for value in values)
-                for metric, values in each.layers.items()
-            },
+            "choice": name,
+            **as_numbers(row),
+            **{f"claim{number}": verdict for number, verdict in verdicts[name].items()},
         }
-        for each in choices
+        for name, row in rows.items()
     )
-    verdicts = pd.DataFrame(
-        {"Choice": each.name, **{str(n): _MARKS[v] for n, v in each.verdicts.items()}}
-        for each in choices
+    write_text(csv, frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    write_text(markdown, as_markdown(rows, verdicts, params.scale))
+    with mpl.rc_context(STYLE):
+        write_text(figure, to_svg(draw(rows, verdicts)))
+
+
+def as_markdown(rows: _Rows, verdicts: _Verdicts, scale: str) -> str:
+    """Two tables: use by layer, and verdicts by claim."""
+    use = pd.DataFrame({"Choice": name, **as_texts(row, digits=0)} for name, row in rows.items())
+    claims = pd.DataFrame(
+        {"Choice": name, **{str(number): _MARKS[each] for number, each in of_choice.items()}}
+        for name, of_choice in verdicts.items()
     )
     marks = ", ".join(f"{mark}: {verdict}" for verdict, mark in _MARKS.items())
     return "\n\n".join(
@@ -116,41 +76,33 @@ def as_markdown(choices: list[Choice], scale: str) -> str:
             "leaves open. Use is at convergence, layer by layer from the first.",
             use.to_markdown(index=False, disable_numparse=True),
             f"Verdicts by the number of the claim ({marks}):",
-            verdicts.to_markdown(index=False, disable_numparse=True),
+            claims.to_markdown(index=False, disable_numparse=True),
             *(f"{claim.number}. {claim.statement}" for claim in BASELINE_CLAIMS),
         )
     ) + "\n"  # fmt: skip
 
 
-def draw(choices: list[Choice]) -> Canvas:
+def draw(rows: _Rows, verdicts: _Verdicts) -> Canvas:
     """Left, the verdict on each claim under each choice; right, batch use by layer."""
-    canvas = Canvas(figsize=(9.5, 1.2 + 0.24 * len(choices)), layout="constrained")
+    canvas = Canvas(figsize=(9.5, 1.2 + 0.24 * len(rows)), layout="constrained")
     claims, layers = canvas.subplots(1, 2, width_ratios=(len(BASELINE_CLAIMS), 8))
-    _draw_verdicts(claims, choices)
-    _draw_use(layers, choices)
+    _draw_verdicts(claims, verdicts)
+    _draw_use(layers, rows)
     return canvas
 
 
-def _choice(
+def _verdicts(
     params: "Params", run: "RunParams", seeds: dict[int, RunHistory], layout: "Layout"
-) -> Choice:
-    """Decides the baseline's claims with another run in the baseline's place."""
+) -> dict[int, Verdict]:
+    """Decides the baseline's claims with another run in the baseline's place, by their numbers."""
     in_its_place = params.model_copy(update={"runs": {**params.runs, "baseline": run}})
     results = MeasuredResults({"baseline": seeds}, in_its_place, layout.results)
-    return Choice(
-        name=run.name,
-        differs_in=difference(params, run),
-        seeds=len(seeds),
-        loss=float(np.mean([each.eval_loss[-1].mean() for each in seeds.values()])),
-        accuracy=float(np.mean([each.eval_accuracy[-1].mean() for each in seeds.values()])),
-        layers={metric: results.layers("baseline", metric) for metric in SHOWN_METRICS},
-        verdicts={each.number: decide_claim(each, results).verdict for each in BASELINE_CLAIMS},
-    )
+    return {each.number: decide_claim(each, results).verdict for each in BASELINE_CLAIMS}
 
 
-def _draw_verdicts(axes: Axes, choices: list[Choice]) -> None:
-    for row, each in enumerate(choices):
-        for column, verdict in enumerate(each.verdicts.values()):
+def _draw_verdicts(axes: Axes, verdicts: _Verdicts) -> None:
+    for row, of_choice in enumerate(verdicts.values()):
+        for column, verdict in enumerate(of_choice.values()):
             axes.add_patch(
                 mpl.patches.Rectangle(
                     (column - 0.46, row - 0.42), 0.92, 0.84, color=_COLORS[verdict], linewidth=0
@@ -158,31 +110,30 @@ def _draw_verdicts(axes: Axes, choices: list[Choice]) -> None:
             )
     axes.set_xticks(range(len(BASELINE_CLAIMS)), [str(each.number) for each in BASELINE_CLAIMS])
     axes.set_xlim(-0.6, len(BASELINE_CLAIMS) - 0.4)
-    _name_rows(axes, choices)
+    _name_rows(axes, [name.replace("_", " ") for name in verdicts])
     axes.set_title("claim", loc="left")
     handles = [mpl.patches.Patch(color=color, label=name) for name, color in _COLORS.items()]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=3)
 
 
-def _draw_use(axes: Axes, choices: list[Choice]) -> None:
-    count = max(len(each.layers["batch_use"]) for each in choices)
-    grid = np.full((len(choices), count), np.nan)
-    for row, each in enumerate(choices):
-        values = each.layers["batch_use"]
+def _draw_use(axes: Axes, rows: _Rows) -> None:
+    count = max(len(each["batch_use"]) for each in rows.values())
+    grid = np.full((len(rows), count), np.nan)
+    for row, each in enumerate(rows.values()):
+        values = each["batch_use"]
         grid[row, : len(values)] = values
         for layer, value in enumerate(values):
             color = "white" if value < 55 else "black"
             axes.text(layer, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=7)
     axes.imshow(grid, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(count))
-    _name_rows(axes, choices, named=False)
+    _name_rows(axes, [""] * len(rows))
     axes.set_title("units used per batch (%), by layer", loc="left")
 
 
-def _name_rows(axes: Axes, choices: list[Choice], named: bool = True) -> None:
-    names = [each.name.replace("_", " ") for each in choices] if named else []
-    axes.set_yticks(range(len(choices)), names or [""] * len(choices))
-    axes.set_ylim(len(choices) - 0.5, -0.5)
+def _name_rows(axes: Axes, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

@@ -1,7 +1,6 @@
 """What DVC shows of a scale: a few numbers of each run, and their curves."""
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,8 +46,7 @@ def write_summary(params: "Params", layout: "Layout") -> None:
         shown = steps[::-1][:: math.ceil(len(steps) / _MAX_POINTS)]
         columns = ["step", "layer", "batch_use"]
         uses.append(use.loc[use.step.isin(shown), columns].assign(run=name))
-    claims = read_json(layout.results / "claims.json")["claims"]
-    found = Counter(claim["verdict"] for claim in claims)
+    found = read_json(layout.results / "claims.json")["counts"]
     verdicts = {verdict.replace(" ", "_"): found[verdict] for verdict in VERDICTS}
     write_text(layout.summary, yaml.safe_dump({"claims": verdicts, **means}, sort_keys=False))
     for path, curves in zip(layout.curves, (losses, uses), strict=True):

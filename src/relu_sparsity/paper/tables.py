@@ -194,12 +194,10 @@ def _text(mean: float, std: float, paper: float, digits: int) -> str:
 
 def to_latex(display: pd.DataFrame) -> str:
     """A table of texts as a plain tabular of the booktabs package."""
-    replaced = {"%": r"\%", "_": r"\_", " ± ": r" $\pm$ ", "–": "--"}
+    latex = str.maketrans({"%": r"\%", "_": r"\_", "±": r"$\pm$", "–": "--"})
 
     def escape(text: str) -> str:
-        for character, latex in replaced.items():
-            text = text.replace(character, latex)
-        return text
+        return text.translate(latex)
 
     escaped = display.map(escape).rename(columns=escape)
     return escaped.to_latex(index=False, column_format="l" + "r" * (escaped.shape[1] - 1))

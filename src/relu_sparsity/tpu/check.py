@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
+from tabulate import tabulate
 
 from relu_sparsity.errors import UserError
 from relu_sparsity.flops import forward_flops_per_token
@@ -111,7 +112,13 @@ class TpuCheck:
         )
         yield f"The train step with metrics, per {unit}:"
         yield ""
-        yield from _aligned([_HEADER, *map(self._row, self.models)])
+        table = tabulate(
+            [_HEADER, *map(self._row, self.models)],
+            tablefmt="plain",
+            disable_numparse=True,
+            colalign=("left", "left", *["right"] * (len(_HEADER) - 2)),
+        )
+        yield from table.splitlines()
         yield ""
         yield f"In all {self.slice_hours():,.0f} slice-hours, at least."
         if self.problems():
@@ -252,7 +259,7 @@ def _check_model(model: TrainedModel, mesh: Mesh, hardware: Hardware) -> ModelCh
     return result(
         hbm_used=hbm_used(compiled),
         flops=cost.flops,
-        matmul_flops=matmul_flops(model.config, model.config.model.mlp_dims, mesh.size),
+        matmul_flops=matmul_flops(model.config, mesh.size),
         hbm_bytes=cost.hbm_bytes,
         seconds_per_step=seconds[bound_by],
         bound_by=bound_by,
@@ -262,19 +269,14 @@ def _check_model(model: TrainedModel, mesh: Mesh, hardware: Hardware) -> ModelCh
 
 
 def compile_step(
-    config: RunConfig,
-    kept_units: list[KeptUnits] | None,
-    mesh: Mesh,
-    *,
-    measure: bool = True,
+    config: RunConfig, kept_units: list[KeptUnits] | None, mesh: Mesh
 ) -> jax.stages.Compiled:
-    """Compiles a train step for the devices of a mesh, which need not be there.
+    """Compiles the train step with metrics for the devices of a mesh, which need not be there.
 
     Args:
       config: The run's parameters.
       kept_units: The shapes of the masks of each stack of layers.
       mesh: The devices.
-      measure: The step with metrics, or the plain one.
 
     Raises:
       UserError: The number of devices does not divide the global batch.
@@ -282,7 +284,7 @@ def compile_step(
     """
     training = config.training
     steps = make_steps(config, vocab_size=config.tokenizer.vocab_size, mesh=mesh)
-    step: Any = steps.train_and_measure if measure else steps.train
+    step: Any = steps.train_and_measure
     tokens = jax.ShapeDtypeStruct((training.global_batch_size, training.seq_len + 1), jnp.int32)
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
     return step.lower(steps.state, tokens, learning_rate, kept_units).compile()
@@ -301,13 +303,13 @@ def hbm_used(compiled: jax.stages.Compiled) -> int:
     )
 
 
-def matmul_flops(config: RunConfig, mlp_dims: Sequence[int], num_devices: int) -> float:
+def matmul_flops(config: RunConfig, num_devices: int) -> float:
     """FLOPs of a step's matrix products on each device, from the shapes alone.
 
     What rematerialization computes again counts here: each layer's forward pass but its last
     product, which the backward pass does not need.
     """
-    training, emb_dim = config.training, config.model.emb_dim
+    training, emb_dim, mlp_dims = config.training, config.model.emb_dim, config.model.mlp_dims
     per_token = functools.partial(
         forward_flops_per_token, emb_dim=emb_dim, mlp_dims=mlp_dims, seq_len=training.seq_len
     )
@@ -350,14 +352,3 @@ def _shape(mlp_dims: Sequence[int]) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as text: the first two columns to the left, the numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()

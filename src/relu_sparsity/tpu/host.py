@@ -4,7 +4,6 @@ A host whose process dies takes the others' processes with it, as they wait for 
 step. Each host then starts its own again, and together they go on from the checkpoint.
 """
 
-import json
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from relu_sparsity.errors import USER_ERROR_STATUS, UserError
+from relu_sparsity.files import read_json
 from relu_sparsity.layout import Layout, store_root
 from relu_sparsity.params_file import load_params
 from relu_sparsity.provenance import differences
@@ -58,7 +58,7 @@ def _check(description: JobDescription) -> None:
     params = load_params(scale=description.scale)
     run = resolve(params, Layout(params.scale), description.run, description.seed)
     here = run.job.fingerprint
-    told = json.loads(Path(EXPECTED).read_text(encoding="utf-8"))
+    told = read_json(Path(EXPECTED))
     if here.as_json() == told:
         return
     raise UserError(

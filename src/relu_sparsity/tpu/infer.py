@@ -50,18 +50,13 @@ class Candidate:
     gib: dict[tuple[int, int], float]
     days: tuple[float, ...]
 
-    def misfits(self, hbm: float) -> int:
-        """How many of the paper's models fit where they should not, or do not where they should."""
-        return sum((used * GIB <= hbm) != SHAPES[shape] for shape, used in self.gib.items())
-
-    def farthest(self, hbm: float) -> float:
-        """The largest share of a core's memory that a model is on the wrong side by."""
-        wrong = [
+    def misfits(self, hbm: float) -> list[float]:
+        """By which share of a core's memory models fit that should not, or the reverse."""
+        return [
             abs(used * GIB / hbm - 1)
             for shape, used in self.gib.items()
             if (used * GIB <= hbm) != SHAPES[shape]
         ]
-        return max(wrong, default=0.0)
 
 
 def infer(
@@ -134,8 +129,8 @@ def lines(candidates: Sequence[Candidate], topology: str) -> Iterator[str]:
                 "yes" if each.remat else "no",
                 *(f"{used:.2f}" for used in each.gib.values()),
                 *(f"{days:.1f}" for days in each.days),
-                each.misfits(hardware.hbm),
-                f"{each.farthest(hardware.hbm):.0%}",
+                len(each.misfits(hardware.hbm)),
+                f"{max(each.misfits(hardware.hbm), default=0.0):.0%}",
             ]
             for each in candidates
         ],

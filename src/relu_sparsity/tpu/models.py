@@ -8,7 +8,7 @@ import numpy as np
 
 from relu_sparsity.interventions import random_mask, unused_mask, used_widths
 from relu_sparsity.model import KeptUnits, masks_by_stack
-from relu_sparsity.paper.published import published
+from relu_sparsity.paper.published import published_layers
 from relu_sparsity.params import MASKS, Params, RunConfig, RunParams
 from relu_sparsity.training.compaction import Compaction
 
@@ -68,13 +68,15 @@ def _trained_part(params: Params, run: RunParams) -> tuple[tuple[int, ...], list
     config = run.config
     if run.intervention == "used_widths" and run.parent is not None:
         widths, _ = _trained_part(params, params.runs[run.parent])
-        used = _paper_use(widths, _round1_use())
+        units = published_layers(4, "round1", "units_used")
+        used = _paper_use(widths, [each / _PAPER_MLP_DIM for each in units])
         multiple_of = config.round2.width_multiple_of
         return tuple(used_widths(used, multiple_of=multiple_of)), None
     if run.intervention not in MASKS or run.parent is None:
         return config.model.mlp_dims, None
     mask = config.mask
-    used = _paper_use(config.model.mlp_dims, _baseline_use())
+    percent = published_layers(1, "baseline", "batch_use")
+    used = _paper_use(config.model.mlp_dims, [each / 100 for each in percent])
     if run.intervention == "mask_unused":
         kept = unused_mask(used)
     else:
@@ -84,16 +86,6 @@ def _trained_part(params: Params, run: RunParams) -> tuple[tuple[int, ...], list
         return whole, jax.eval_shape(lambda: masks_by_stack(kept, whole))
     part = Compaction(kept, multiple_of=mask.width_multiple_of)
     return tuple(part.mlp_dims), jax.eval_shape(part.kept_units)
-
-
-def _baseline_use() -> list[float]:
-    return [use / 100 for use in published()["tables"]["table1"]["baseline"]["batch_use"]]
-
-
-def _round1_use() -> list[float]:
-    return [
-        units / _PAPER_MLP_DIM for units in published()["tables"]["table4"]["round1"]["units_used"]
-    ]
 
 
 def _paper_use(widths: Sequence[int], fractions: Sequence[float]) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 
 from relu_sparsity.errors import UserError
@@ -17,7 +18,6 @@ from relu_sparsity.tpu.slices import (
     Slice,
     SliceParams,
     configured,
-    gcloud_is_installed,
     owner_of,
 )
 
@@ -75,7 +75,7 @@ def require_setup(settings: SliceParams, params: Params) -> Gcloud:
 
 def look_for_gcloud(settings: SliceParams) -> tuple[Gcloud | None, list[str]]:
     """The project and the zone, or what has to be set up to know them."""
-    if not gcloud_is_installed():
+    if shutil.which("gcloud") is None:
         return None, [
             "the Google Cloud CLI: the command `gcloud` is not found; install it, then log in"
         ]

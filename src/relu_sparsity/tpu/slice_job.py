@@ -11,18 +11,17 @@ attempt<k>/host<i>.<n>.log  what its process printed, in pieces, as objects cann
 
 import io
 import itertools
-import json
 import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from etils import epath
 
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import AnyPath, atomic_write, write_json, write_text
+from relu_sparsity.files import AnyPath, atomic_write, read_json, write_json, write_text
 from relu_sparsity.tpu.usage import SliceUse
 
 # In the bundle: what the run that the controller wants is made from, as results carry it.
@@ -78,27 +77,18 @@ class JobDescription:
 class SliceJob:
     """The folder of one slice's job.
 
-    Args:
+    Attributes:
       folder: In the store.
+      name: The slice's name.
+      bundle: The archive that every host unpacks.
+      launcher_state: What the controller knows, for `relu-sparsity status`.
     """
 
     def __init__(self, folder: AnyPath) -> None:
         self.folder = epath.Path(folder)
-
-    @property
-    def name(self) -> str:
-        """The slice's name."""
-        return self.folder.name
-
-    @property
-    def bundle(self) -> epath.Path:
-        """The archive that every host unpacks."""
-        return self.folder / "bundle.tar.gz"
-
-    @property
-    def launcher_state(self) -> epath.Path:
-        """What the controller knows, for `relu-sparsity status`."""
-        return self.folder / "launcher.json"
+        self.name = self.folder.name
+        self.bundle = self.folder / "bundle.tar.gz"
+        self.launcher_state = self.folder / "launcher.json"
 
     def write_usage(self, uses: Mapping[int, SliceUse]) -> None:
         """Writes what each slice, by its attempt, was used for."""
@@ -107,7 +97,7 @@ class SliceJob:
     def usage(self) -> dict[int, SliceUse]:
         """What each slice that worked on the job was used for."""
         path = self.folder / "usage.json"
-        told = json.loads(path.read_text()) if path.exists() else {}
+        told = read_json(path) if path.exists() else {}
         return {int(attempt): SliceUse(**use) for attempt, use in told.items()}
 
     def describe(self, description: JobDescription) -> None:
@@ -116,7 +106,7 @@ class SliceJob:
 
     def description(self) -> JobDescription:
         """Reads what is to be done."""
-        return JobDescription(**json.loads((self.folder / "job.json").read_text()))
+        return JobDescription(**read_json(self.folder / "job.json"))
 
     def ask_to_stop(self, attempt: int) -> None:
         """Asks the hosts to save a checkpoint and stop."""
@@ -133,7 +123,7 @@ class SliceJob:
     def reports(self, attempt: int) -> list[HostReport]:
         """What all hosts that have been heard of say, in their order."""
         folder = self._attempt(attempt)
-        found = [HostReport(**_read(path)) for path in folder.glob("host*.json")]
+        found = [HostReport(**read_json(path)) for path in folder.glob("host*.json")]
         return sorted(found, key=lambda report: report.worker)
 
     def write_log(self, attempt: int, worker: int, printed: IO[bytes], *, start: int) -> int:
@@ -171,10 +161,6 @@ class SliceJob:
 
     def _attempt(self, attempt: int) -> epath.Path:
         return self.folder / f"attempt{attempt}"
-
-
-def _read(path: epath.Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
 
 
 def write_bundle(paths: Iterable[Path], extra: Mapping[str, bytes], target: AnyPath) -> None:

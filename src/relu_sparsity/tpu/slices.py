@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -343,8 +342,3 @@ def configured(key: str) -> str | None:
     except (PassingTrouble, UserError, _NotFound):
         return None
     return None if value in ("", "(unset)") else value
-
-
-def gcloud_is_installed() -> bool:
-    """Whether the command `gcloud` is there."""
-    return shutil.which("gcloud") is not None

@@ -1,7 +1,7 @@
 """What jobs have used of slices: hours, those of work that was lost, and what they cost."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -72,28 +72,17 @@ class Usage:
     cost: float | None
 
     @classmethod
-    def of(cls, uses: Iterable[SliceUse]) -> "Usage":
-        """Adds up."""
-        uses = list(uses)
-        ends = [use.gone or now() for use in uses]
-        starts = [use.active or end for use, end in zip(uses, ends, strict=True)]
-        hours = [_hours(start, end) for start, end in zip(starts, ends, strict=True)]
-        prices = [use.hourly_price for use in uses]
-        return cls(
-            slices=len(uses),
-            slice_hours=sum(hours),
-            waiting_hours=sum(
-                _hours(use.asked, start) for use, start in zip(uses, starts, strict=True)
-            ),
-            lost_hours=sum(use.lost_seconds for use in uses) / 3600,
-            cost=None
-            if None in prices
-            else sum(hour * (price or 0.0) for hour, price in zip(hours, prices, strict=True)),
-        )
+    def of(cls, use: SliceUse) -> "Usage":
+        """Of one slice."""
+        end = use.gone or now()
+        start = use.active or end
+        hours = _hours(start, end)
+        cost = None if use.hourly_price is None else hours * use.hourly_price
+        return cls(1, hours, _hours(use.asked, start), use.lost_seconds / 3600, cost)
 
     @classmethod
     def sum(cls, used: Sequence["Usage"]) -> "Usage":
-        """Of several jobs."""
+        """Of several slices or jobs."""
         costs = [each.cost for each in used]
         return cls(
             slices=sum(each.slices for each in used),

@@ -72,10 +72,8 @@ class Work:
     def prepare(self) -> None:
         """Puts everything that the hosts need into the store."""
         run, trained = self.run, self._trained
-        needed = [*trained.text_jobs]
-        if trained.intervention_job is not None:
-            needed.append(trained.intervention_job)
-        inputs = [path for job in needed for path in job.files_written]
+        needed = (*trained.text_jobs, trained.intervention_job)
+        inputs = [path for job in needed if job is not None for path in job.files_written]
         expected = json.dumps(trained.job.fingerprint.as_json())
         write_bundle([*_CODE, *inputs], {EXPECTED: expected.encode()}, self.slice_job.bundle)
         self.slice_job.describe(

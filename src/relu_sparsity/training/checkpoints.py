@@ -108,16 +108,12 @@ class Checkpoints:
                 read.append(self._read_patiently(step, state))
             except DamagedError as error:
                 return {"damaged": error.reason}
-            except TryAgain as error:
-                return {"try_again": str(error)}
             shapes = {key: (each.shape, each.dtype.str) for key, each in read[0].history.items()}
             return {"data": read[0].data_state, "history": shapes, "device": read[0].device}
 
         told = distributed.ask_leader(told_by_leader)
         if "damaged" in told:
             raise DamagedError(self.folder / str(step), told["damaged"])
-        if "try_again" in told:
-            raise TryAgain(told["try_again"])
         values: list[Any] = [None] * len(jax.tree.leaves(state))
         history: dict[str, Any] = dict.fromkeys(told["history"])
         if read:

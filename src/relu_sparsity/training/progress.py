@@ -3,9 +3,6 @@
 Nothing here changes a result, so a change of it makes no run stale.
 """
 
-import csv
-import io
-import json
 import logging
 import math
 import os
@@ -22,9 +19,9 @@ from jaxtyping import Float
 
 from relu_sparsity.durations import duration
 from relu_sparsity.errors import UserError
-from relu_sparsity.files import AnyPath, is_remote, write_json, write_text
+from relu_sparsity.files import AnyPath, is_remote, read_if_whole, write_json, write_text
 from relu_sparsity.flops import forward_flops_per_token
-from relu_sparsity.hardware import peak_flops
+from relu_sparsity.hardware import HARDWARE
 from relu_sparsity.metrics import METRICS
 from relu_sparsity.params import RunConfig
 
@@ -57,15 +54,6 @@ class InputTimer:
         if all(each.is_ready() for each in arrays):  # type: ignore[attr-defined]
             self.seconds += time.monotonic() - start
         return rows
-
-
-def _told_before(state: AnyPath) -> dict[str, Any]:
-    """What a training that was stopped knew of its model."""
-    try:
-        told = json.loads(state.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return {key: told[key] for key in _OF_THE_MODEL if key in told}
 
 
 class Progress:
@@ -112,9 +100,10 @@ class Progress:
         self._tokens_per_second = math.nan
         self._heldout = ""
         self._ngram_losses = dict(ngram_losses)
+        # What was known of its model when it was stopped holds until the next line or evaluation.
+        before = read_if_whole(state) if first_step else {}
         self._known: dict[str, Any] = {
-            # What was known when it was stopped holds until the next log line or evaluation.
-            **(_told_before(state) if first_step else {}),
+            **{key: before[key] for key in _OF_THE_MODEL if key in before},
             "step": first_step,
             "num_steps": self._num_steps,
             "started": time.time(),
@@ -256,7 +245,7 @@ class Progress:
 
     def _take_speed(self, step: int, tokens_per_second: float, seconds_left: float) -> None:
         self._tokens_per_second = tokens_per_second
-        peak = peak_flops(self._known["device_kind"])
+        hardware = HARDWARE.get(self._known["device_kind"])
         self._known |= {
             "tokens_per_second": tokens_per_second,
             "seconds_left": seconds_left,
@@ -264,20 +253,17 @@ class Progress:
             * self._tokens_per_step
             / tokens_per_second,
             "mfu": None
-            if peak is None
-            else tokens_per_second * self._flops_per_token / (peak * jax.device_count()),
+            if hardware is None
+            else tokens_per_second
+            * self._flops_per_token
+            / (hardware.peak_flops * jax.device_count()),
         }
         if not self._writes:
             return
         # Written anew, as objects in a bucket cannot grow.
-        text = io.StringIO(newline="")
-        if self._throughput.exists():
-            text.write(self._throughput.read_text())
-        else:
-            text.write("step,tokens_per_second\n")
-        text.seek(0, io.SEEK_END)
-        csv.writer(text, lineterminator="\n").writerow((step, f"{tokens_per_second:.0f}"))
-        write_text(self._throughput, text.getvalue())
+        is_new = not self._throughput.exists()
+        before = "step,tokens_per_second\n" if is_new else self._throughput.read_text()
+        write_text(self._throughput, f"{before}{step},{tokens_per_second:.0f}\n")
 
     def _write_events(self, values: Mapping[str, float]) -> None:
         """Writes what is known after so many updates; what is not yet is no number."""

@@ -20,37 +20,42 @@ _START_FACTOR = 6
 _SLOWEST_FACTOR = 3
 
 
-class _Watchdog(threading.Thread):
-    def __init__(self, hang_timeout: float) -> None:
-        super().__init__(name="watchdog", daemon=True)
-        self._hang_timeout = hang_timeout
+class _Watchdog:
+    """Waits for ever until it is enabled."""
+
+    def __init__(self) -> None:
+        self.hang_timeout = math.inf
         self._slowest = 0.0
         self._last_step: float | None = None
         self._limit = self._deadline = math.inf
 
     def begin(self) -> None:
+        """Tells that a training begins: its first step is awaited."""
         self._last_step = None
-        self._allow(_START_FACTOR * self._hang_timeout)
+        self._allow(_START_FACTOR * self.hang_timeout)
 
     def take_step(self) -> None:
+        """Tells that the training has got a step further: the next one is awaited."""
         now = time.monotonic()
         if self._last_step is not None:
             self._slowest = max(self._slowest, now - self._last_step)
         self._last_step = now
-        self._allow(max(self._hang_timeout, _SLOWEST_FACTOR * self._slowest))
+        self._allow(max(self.hang_timeout, _SLOWEST_FACTOR * self._slowest))
 
     def end(self) -> None:
+        """Tells that the training is over: nothing is awaited any more."""
         self._deadline = math.inf
 
     def _allow(self, seconds: float) -> None:
         self._limit, self._deadline = seconds, time.monotonic() + seconds
 
-    def run(self) -> None:
+    def watch(self) -> None:
+        """Ends this process when its training hangs."""
         while time.monotonic() < self._deadline:
-            time.sleep(min(1.0, self._hang_timeout / 10))
+            time.sleep(min(1.0, self.hang_timeout / 10))
         print(
             f"error: no step in {duration(self._limit)}: the process hangs and ends itself, to be "
-            f"started again. Allowed: --hang-timeout, {self._hang_timeout:g} s, or "
+            f"started again. Allowed: --hang-timeout, {self.hang_timeout:g} s, or "
             f"{_SLOWEST_FACTOR} times the slowest step so far. This is where it hangs:",
             file=sys.stderr,
             flush=True,
@@ -60,7 +65,8 @@ class _Watchdog(threading.Thread):
         os._exit(TRY_AGAIN_STATUS)
 
 
-_watchdog: _Watchdog | None = None
+_watchdog = _Watchdog()
+begin, take_step, end = _watchdog.begin, _watchdog.take_step, _watchdog.end
 
 
 def enable(hang_timeout: float) -> None:
@@ -70,24 +76,5 @@ def enable(hang_timeout: float) -> None:
       hang_timeout: Seconds without a step. Three times the slowest step so far are always allowed,
         and six times as long before the first one.
     """
-    global _watchdog
-    _watchdog = _Watchdog(hang_timeout)
-    _watchdog.start()
-
-
-def begin() -> None:
-    """Tells that a training begins: its first step is awaited."""
-    if _watchdog is not None:
-        _watchdog.begin()
-
-
-def take_step() -> None:
-    """Tells that the training has got a step further: the next one is awaited."""
-    if _watchdog is not None:
-        _watchdog.take_step()
-
-
-def end() -> None:
-    """Tells that the training is over: nothing is awaited any more."""
-    if _watchdog is not None:
-        _watchdog.end()
+    _watchdog.hang_timeout = hang_timeout
+    threading.Thread(target=_watchdog.watch, name="watchdog", daemon=True).start()

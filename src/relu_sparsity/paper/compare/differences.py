@@ -1,6 +1,7 @@
 """What differs between two revisions."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -183,17 +184,9 @@ def _parameter_changes(first: Params, second: Params, shared: Iterable[str]) -> 
         run: _changes(_run_parameters(first.runs[run]), _run_parameters(second.runs[run]))
         for run in shared
     }
-    runs = list(by_run)
-    common = (
-        [
-            key
-            for key in by_run[runs[0]]
-            if len(runs) > 1 and all(by_run[run].get(key) == by_run[runs[0]][key] for run in runs)
-        ]
-        if runs
-        else []
-    )
-    changes |= {f"runs.*.{key}": by_run[runs[0]][key] for key in common}
+    found = Counter(change for differing in by_run.values() for change in differing.items())
+    common = dict(change for change, count in found.items() if count == len(by_run) > 1)
+    changes |= {f"runs.*.{key}": pair for key, pair in common.items()}
     for run, differing in by_run.items():
         changes |= {
             f"runs.{run}.{key}": pair for key, pair in differing.items() if key not in common
@@ -243,36 +236,23 @@ def _table_changes(
         if table in first and table in second:
             cells = {
                 name: differing
-                for name, old, new in _same_columns(first[table], second[table])
-                if (differing := _cell_changes(first[table], second[table], old, new))
+                for name in map(str, dict.fromkeys([*first[table], *second[table]]))
+                if not name.endswith(("_std", "_paper"))
+                and (differing := _cell_changes(first[table], second[table], name))
             }
             changes.append(TableChanges(table.removeprefix("table"), title, cells))
     return [each for each in changes if each.cells]
 
 
-def _same_columns(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """What to call a column, and its name in both; some names hold a learning rate."""
-    names = [
-        [name for name in map(str, table) if not name.endswith(("_std", "_paper"))]
-        for table in (first, second)
-    ]
-    if len(names[0]) != len(names[1]):
-        union = dict.fromkeys([*names[0], *names[1]])
-        return [(name, name, name) for name in union]
-    return [
-        (old if old == new else f"{old} → {new}", old, new) for old, new in zip(*names, strict=True)
-    ]
-
-
-def _cell_changes(first: pd.DataFrame, second: pd.DataFrame, old: str, new: str) -> dict[str, Pair]:
+def _cell_changes(first: pd.DataFrame, second: pd.DataFrame, name: str) -> dict[str, Pair]:
     pairs = {}
     for layer in dict.fromkeys([*first.index, *second.index]):
-        before, after = _cell(first, layer, old), _cell(second, layer, new)
+        before, after = _cell(first, layer, name), _cell(second, layer, name)
         change = f"{float(after) - float(before):+.3g}" if before and after else ""
-        paper = _cell(second, layer, f"{new}_paper") or _cell(first, layer, f"{old}_paper")
+        paper = _cell(second, layer, f"{name}_paper") or _cell(first, layer, f"{name}_paper")
         pair = Pair(
-            _with_spread(before, _cell(first, layer, f"{old}_std")),
-            _with_spread(after, _cell(second, layer, f"{new}_std")),
+            _with_spread(before, _cell(first, layer, f"{name}_std")),
+            _with_spread(after, _cell(second, layer, f"{name}_std")),
             change,
             paper or NOTHING,
         )
