@@ -475,6 +475,58 @@ MUTATIONS = {
         "given_up = self._failed - running.keys()", "given_up: set[str] = set()",
         "test_dag_view.py",
     ),
+    # What a run is, from its parameters to the loop.
+    "one_seed": Mutation(
+        "every seed is the first one", "training/run.py",
+        "        seed=run.seed,\n        train", "        seed=0,\n        train",
+        "training/test_run.py",
+    ),
+    "loop_seed": Mutation(
+        "every seed has the first one's batches", "training/loop.py",
+        "            seed=job.seed,", "            seed=0,", "training/test_loop.py",
+    ),
+    "no_control": Mutation(
+        "the random mask is that of the unused units", "training/run.py",
+        'if run.intervention == "mask_unused"', "if True", "training/test_run.py",
+    ),
+    "first_widths": Mutation(
+        "round 2 is as wide as what round 1 used at its first step", "training/run.py",
+        "last = parent.config.training.num_steps - 1", "last = 0", "training/test_run.py",
+    ),
+    "same_text": Mutation(
+        "runs are evaluated on what they train on", "training/run.py",
+        'sources.documents(config.data, folder, "heldout")',
+        'sources.documents(config.data, folder, "train")', "training/test_run.py",
+    ),
+    "rmsnorm": Mutation(
+        "the other norm is never used", "model.py",
+        'norm = {"layernorm": nnx.LayerNorm, "rmsnorm": nnx.RMSNorm}[params.norm]',
+        "norm = nnx.LayerNorm", "test_model.py",
+    ),
+    "pairing": Mutation(
+        "seeds are paired in opposite orders", "paper/evidence.py",
+        "for seed in shared] for run in (first, second)]",
+        "for seed in (shared if run == first else shared[::-1])] for run in (first, second)]",
+        "paper/test_evidence.py",
+    ),
+    "own_window": Mutation(
+        "every run has the baseline's convergence window", "paper/evidence.py",
+        "self.params.runs[run].config.metrics", 'self.params.runs["baseline"].config.metrics',
+        "paper/test_evidence.py",
+    ),
+    "other_code": Mutation(
+        "results of other code are accepted", "accept.py",
+        'for part in ("parameters", "code")', 'for part in ("parameters",)', "test_accept.py",
+    ),
+    "own_copy": Mutation(
+        "a copy of one's own in the store is freed", "tidy.py",
+        "        if not seed.isdecimal():\n            continue\n        is_known",
+        '        seed = "".join(filter(str.isdecimal, seed))\n        is_known', "test_tidy.py",
+    ),
+    "verified": Mutation(
+        "other results than the published ones are verified", "sharing.py",
+        "if not found.passed:", "if False:", "test_publication.py",
+    ),
 }  # fmt: skip
 
 

@@ -90,3 +90,20 @@ def test_a_call_that_was_stopped_is_finished_by_the_next(results):
     again = accept_other_versions(params, layout)
     assert 0 < len(again) < len(whole)
     assert stale(params, layout) == []
+
+
+@pytest.mark.parametrize("changed", ["code", "made_from", "result"])
+def test_what_more_than_versions_has_changed_is_not_accepted(results, changed):
+    params, layout = results
+    job = job_table(params, layout)["extract/baseline/seed0"]
+    if changed == "result":
+        write_text(job.outputs[0], "{}")
+    else:
+        record = read_json(job.record)
+        first = next(iter(record["made_from"][changed]))
+        record["made_from"][changed][first] = "another"
+        write_json(job.record, record)
+    accepted = accept_other_versions(params, layout)
+    assert "extract/baseline/seed1" in accepted
+    assert job.name not in accepted
+    assert job.name in stale(params, layout)

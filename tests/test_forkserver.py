@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from repository import PARAMS, ROOT
 
 from relu_sparsity.forkserver import ADDRESS
@@ -59,10 +60,10 @@ class Served:
         self.server.terminate()
         self.server.wait()
 
-    def start(self, *arguments, **environment):
+    def start(self, *arguments, folder=ROOT, **environment):
         return subprocess.Popen(
             [sys.executable, "-m", "relu_sparsity", *arguments],
-            cwd=ROOT,
+            cwd=folder,
             env=self.environment | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -96,11 +97,21 @@ def served(tmp_path_factory):
     served.stop()
 
 
-def test_a_job_has_its_clients_files_folder_and_status(served):
+def test_a_job_has_its_clients_files_folder_and_status(served, tmp_path):
     client = served.start("figures", "--figure", "fig99")
     output, errors = client.communicate(timeout=60)
     assert (client.returncode, output) == (1, "")
     assert errors.startswith("error: figure 'fig99' is not one of this scale's")
+    elsewhere = served.start("figures", folder=tmp_path)
+    assert "params.yaml: no such file" in elsewhere.communicate(timeout=60)[1]
+
+
+def test_a_job_has_its_clients_environment(served, tmp_path):
+    document = yaml.safe_load(PARAMS.read_text())
+    document["scales"]["smoke"]["tokenizer"] = {"model": "~/own.model", "vocab_size": 512}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+    client = served.start("figures", folder=tmp_path, HOME="/of_the_client")
+    assert "/of_the_client/own.model" in client.communicate(timeout=60)[1]
 
 
 def test_many_jobs_at_once(served):

@@ -58,3 +58,14 @@ def test_what_is_extracted_needs_the_run(table):
         require_current(job, table, "smoke")
     make(table["train/baseline/seed0"])
     assert require_current(job, table, "smoke") == set()
+
+
+def test_a_table_needs_the_histories_too(table):
+    """It reads them beside the metrics, which may be those of before."""
+    train, extract = (table[f"{rule}/baseline/seed0"] for rule in ("train", "extract"))
+    for job in (table["tokenizer"], table["data"], train, extract):
+        make(job)
+    require_current(table["table/table1"], table, "smoke")
+    write_text(train.outputs[0], "changed by hand")
+    with pytest.raises(UserError, match=r"unit_use.csv: was changed after it was written"):
+        require_current(table["table/table1"], table, "smoke")

@@ -93,6 +93,39 @@ def test_every_choice_is_its_equation(choice):
     params = SMALL.model_copy(update=choice)
     model = build(params)
     np.testing.assert_allclose(model(TOKENS), plain_logits(model, params, TOKENS), atol=1e-5)
+    # The parts that it takes from the model itself are those that were chosen.
+    block = model.stacks[0].blocks
+    norm = {"layernorm": nnx.LayerNorm, "rmsnorm": nnx.RMSNorm}[params.norm]
+    for part in (block.attention_norm, block.mlp_norm, model.final_norm):
+        assert type(part) is norm
+    for part in (block.mlp.up, block.mlp.down):
+        assert (part.bias is not None) == params.mlp_bias
+    for part in (block.attention.query_key_value, block.attention.out):
+        assert (part.bias is not None) == params.attention_bias
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_goes_from_layer_to_layer_has_the_type_of_the_computation(dtype):
+    model = build(SMALL.model_copy(update={"dtype": dtype}))
+    jaxpr = jax.make_jaxpr(model)(TOKENS).jaxpr
+    (scan,) = (each for each in jaxpr.eqns if each.primitive.name == "scan")
+    assert scan.outvars[0].aval.dtype == dtype
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_blocks_are_computed_again_only_where_asked_for(remat):
+    model = build(SMALL.model_copy(update={"remat": remat}))
+    jaxpr = jax.make_jaxpr(model)(TOKENS).jaxpr
+    (scan,) = (each for each in jaxpr.eqns if each.primitive.name == "scan")
+    inner = {each.primitive.name for each in scan.params["jaxpr"].jaxpr.eqns}
+    assert bool(inner & {"checkpoint", "remat", "remat2"}) == remat
+
+
+def test_embeddings_start_as_large_as_asked():
+    params = SMALL.model_copy(update={"embedding_init_std": 0.5, "positions": "learned"})
+    model = Transformer(params, vocab_size=2000, max_len=2000, rngs=nnx.Rngs(0))
+    for start in (model.embed.embedding, model.positions):
+        np.testing.assert_allclose(np.std(start[...]), 0.5, rtol=0.03)
 
 
 def test_logits_are_causal():

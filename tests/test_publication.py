@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import yaml
 from paper_runs import layout_of, record_all, write_paper_results
+from typer.testing import CliRunner
 
+from relu_sparsity.cli import app
 from relu_sparsity.errors import UserError
 from relu_sparsity.files import read_json, write_json, write_text
 from relu_sparsity.paper.catalog import PRUNING, TABLES
@@ -97,6 +99,33 @@ def test_a_number_beyond_the_spread_of_seeds_is_named(scale, tmp_path):
     ]
     assert not found.passed
     assert any(line.strip().startswith("baseline: loss is") for line in found.lines())
+
+
+def test_the_command_ends_well_only_if_all_is_as_published(scale, tmp_path, monkeypatch):
+    params, layout = scale
+    folder = tmp_path / "published"
+    publish(params, layout, folder)
+    monkeypatch.setattr("relu_sparsity.sharing.load", lambda *_: (params, layout))
+    assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 0
+    claims = read_json(folder / "claims.json")
+    claims["claims"][2]["verdict"] = "not decidable"
+    write_json(folder / "claims.json", claims)
+    for options in ([], ["--json"]):
+        refused = CliRunner().invoke(app, ["verify", str(folder), *options])
+        assert refused.exit_code == 1
+        assert isinstance(refused.exception, UserError)
+        assert str(refused.exception) == f"these are not the results of {folder}"
+
+
+def test_one_published_seed_tells_no_spread(scale, tmp_path):
+    params, layout = scale
+    folder = tmp_path / "published"
+    publish(params, layout, folder)
+    numbers = pd.read_csv(folder / "metrics.csv")
+    numbers = numbers[(numbers.run != "masked") | (numbers.seed == 0)]
+    numbers.to_csv(folder / "metrics.csv", index=False)
+    with pytest.raises(UserError, match="has one seed of a run; two are needed"):
+        verify(params, layout, folder)
 
 
 def test_a_unit_more_where_seeds_had_none_is_no_deviation(scale, tmp_path):

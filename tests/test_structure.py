@@ -1,6 +1,7 @@
 """The house: floors, and what modules keep to themselves. pyproject.toml lists the floors."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -31,6 +32,18 @@ def test_no_module_uses_what_another_keeps_to_itself(path):
         for alias in node.names
         if alias.name.startswith("_")
     ]
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("relu_sparsity")
+        for alias in node.names
+    }
+    private += [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and re.match("_(?!_)", node.attr)
+        and isinstance(node.value, ast.Name) and node.value.id in imported
+    ]  # fmt: skip
     assert private == []
 
 

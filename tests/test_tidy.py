@@ -167,3 +167,11 @@ def test_the_command_frees_only_when_told_to_twice(store):
             "folder": str(store["current"]),
         }
     ]
+
+
+def test_a_copy_of_ones_own_in_the_store_is_not_offered(store, layout):
+    copy = store["stale"].parents[1] / "seed0_my_copy" / store["stale"].name
+    copy.mkdir(parents=True)
+    assert copy not in {Path(each.folder) for each in found(layout)}
+    assert json.loads(invoke("--free", "--yes", "--json").stdout)["kept"] == {}
+    assert copy.is_dir()

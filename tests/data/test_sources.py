@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from relu_sparsity.data import docs, sources
-from relu_sparsity.data.builders import is_heldout
+from relu_sparsity.data.builders import TextFiles, is_heldout
 from relu_sparsity.data.sources import Documents
 from relu_sparsity.errors import TryAgain, UserError
 from relu_sparsity.params import DataParams
@@ -233,13 +233,16 @@ class TestText:
         assert {*sources.documents(text_params, grown, "heldout")} > before
 
     def test_bad_text_is_found_before_anything_is_built(
-        self, text_params: DataParams, tmp_path: Path
+        self, text_params: DataParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         with (tmp_path / "b.jsonl").open("a") as file:
             file.write("\nnot JSON")
-        with pytest.raises(UserError, match=r"b\.jsonl: line 17: not JSON"):
-            sources.prepare(text_params, tmp_path / "root")
-        assert not [*(tmp_path / "root").rglob("*record*")]
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                TextFiles, "download_and_prepare", lambda *_, **__: pytest.fail("it is built")
+            )
+            with pytest.raises(UserError, match=r"b\.jsonl: line 17: not JSON"):
+                sources.prepare(text_params, tmp_path / "root")
         lines = (tmp_path / "b.jsonl").read_text().splitlines()[:-1]
         (tmp_path / "b.jsonl").write_text("\n".join(lines))
         assert sources.prepare(text_params, tmp_path / "root").exists()

@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from repository import PARAMS
 
+from relu_sparsity.data.prepare import write_tokenizer
 from relu_sparsity.data.sources import Documents
 from relu_sparsity.data.tokenizer import EOS_ID, Tokenizer, load_tokenizer, train_tokenizer
 from relu_sparsity.errors import UserError
+from relu_sparsity.layout import Layout
+from relu_sparsity.params_file import parse_params
 
 
 def test_training_again_gives_the_same_bytes(
@@ -130,3 +135,18 @@ def test_a_model_without_end_of_sentence(tmp_path: Path):
     )
     with pytest.raises(UserError, match=r"a\.model: no end-of-sentence token"):
         load_tokenizer(tmp_path / "a.model")
+
+
+def test_a_given_vocabulary_has_the_size_that_is_said(
+    tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("relu_sparsity.data.prepare.prepare_text", lambda data: tmp_path)
+    document = yaml.safe_load(PARAMS.read_text())
+    layout = Layout("smoke", tmp_path)
+    given = {"model": str(tokenizer_path), "vocab_size": 400}
+    document["scales"]["smoke"]["tokenizer"] = given
+    with pytest.raises(UserError, match=r"vocab_size: 400, but .* has 512 tokens; allowed: 512"):
+        write_tokenizer(parse_params(document, PARAMS, "smoke"), layout)
+    given["vocab_size"] = 512
+    write_tokenizer(parse_params(document, PARAMS, "smoke"), layout)
+    assert layout.tokenizer.read_bytes() == tokenizer_path.read_bytes()

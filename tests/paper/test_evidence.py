@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from paper_runs import write_mask
 from scipy import stats
 
 from relu_sparsity.paper.evidence import (
@@ -96,13 +97,19 @@ class TestPairs:
         np.testing.assert_array_equal(pairs.differences, arms[0] - arms[1])
 
     def test_three_seeds_are_paired_by_seed(self, results):
-        for run in ("masked", "baseline"):
+        for run, more in (("masked", 0.3), ("baseline", 0.1)):
             only = results.runs[run][0]
-            results.runs[run] |= {1: only, 2: only, 3: only}
+            results.runs[run] = {
+                seed: replace(only, eval_loss=only.eval_loss + more * seed) for seed in range(4)
+            }
         del results.runs["masked"][3]
         pairs = results.pairs("masked", "baseline", "loss")
         assert pairs.unit == "3 seeds"
-        assert pairs.differences.shape == (11, 3)
+        arms = [
+            [results.runs[run][seed].eval_loss.mean(axis=1) for seed in range(3)]
+            for run in ("masked", "baseline")
+        ]
+        np.testing.assert_allclose(pairs.differences.T, np.subtract(*arms), atol=1e-9)
 
     def test_sequences_of_one_document_count_once(self, results):
         before = results.pairs("masked", "baseline", "loss")
@@ -146,3 +153,23 @@ def test_drift_is_between_the_halves_of_the_window(results):
     history = results.runs["baseline"][0]
     history.unit_use["batch_use"][history.steps >= 9500, 2] += 0.05
     assert results.drift("baseline") == pytest.approx(5, abs=0.2)
+
+
+def test_a_run_has_the_convergence_window_of_its_own(results):
+    run = results.params.runs["width_x1of2"]
+    metrics = run.config.metrics.model_copy(update={"convergence_window": 10000})
+    config = run.config.model_copy(update={"metrics": metrics})
+    runs = results.params.runs | {"width_x1of2": run.model_copy(update={"config": config})}
+    results = replace(results, params=results.params.model_copy(update={"runs": runs}))
+    history = results.runs["width_x1of2"][0]
+    np.testing.assert_allclose(
+        results.layers("width_x1of2", "batch_use"),
+        100 * history.unit_use["batch_use"].mean(axis=0),
+    )
+
+
+def test_what_masks_hold_is_a_mean_over_seeds(results, tmp_path):
+    results.runs["masked"][1] = results.runs["masked"][0]
+    for seed, off in ((0, 0.3), (1, 0.1)):
+        write_mask(tmp_path / f"runs/masked/seed{seed}/mask.npz", [32768] * 6, off)
+    assert replace(results, results_dir=tmp_path).masked("masked") == pytest.approx(20, abs=0.01)

@@ -360,6 +360,7 @@ def test_a_first_layer_that_uses_everything_can_use_no_more(results):
         ((0.95, 0.96, 1), "reproduced"),
         ((0.995, 0.99, 1), "not decidable"),
         ((0.995, 0.95, 1), "not reproduced"),
+        ((0.985, 0.98, 1), "not reproduced"),
     ],
 )
 def test_use_that_could_rise_and_does_not_is_a_finding(results, first_layer, verdict):
@@ -508,3 +509,146 @@ def test_a_coarse_history_leaves_the_start_undecided(results):
 def test_few_deaths_leave_their_time_undecided(results):
     use(results, "baseline", "batch_use")[:] = 0.9
     assert "too few to tell" in decide(results, 11).reason
+
+
+def _share(layer, percent):
+    layer[:] = np.arange(layer.size) < layer.size * percent / 100
+
+
+def _edge_3(results, share):
+    use(results, "baseline", "batch_use")[:, 0] = share * 0.71
+
+
+def _edge_8(results, share):
+    for layer, (first, last) in enumerate(
+        zip(units(results, "baseline", "first"), units(results, "baseline", "last"), strict=True)
+    ):
+        first[:] = True
+        _share(last, 100 - (40 if layer == 0 else 40 * share))
+
+
+def _edge_10(results, factor):
+    column = use(results, "baseline", "p50")[:, 0]
+    (history,) = results.runs["baseline"].values()
+    column[history.steps >= 9000] = factor * column.min()
+
+
+def _edge_11(results, share):
+    batch_use = use(results, "baseline", "batch_use")
+    (history,) = results.runs["baseline"].values()
+    batch_use[:] = 1.0
+    batch_use[history.steps >= 80] = 1 - 0.2 * share
+    batch_use[history.steps > 80] = 0.8
+
+
+def _edge_13(results, percent):
+    for first, last in zip(
+        units(results, "baseline", "first"), units(results, "baseline", "last"), strict=True
+    ):
+        _share(first, 100 - percent)
+        last[:] = first
+
+
+def _edge_15(results, share):
+    write_mask(results.results_dir / "runs/masked/seed0/mask.npz", [32768] * 6, share)
+
+
+def _edge_17(results, points):
+    (first,), (second,) = (results.runs[run].values() for run in ("round1", "round2"))
+    share = 100 * first.units[first.num_steps - 1][2].mean()
+    _share(second.units[second.num_steps - 1][2], share + points)
+
+
+def _edge_19(results, exceptions):
+    for number, run in enumerate(("baseline", "lr_x2of3", "lr_x1of3", "lr_x5of3")):
+        last_two = [0.9, 0.8] if number < exceptions else [0.8, 0.9]
+        use(results, run, "batch_use")[:] = [0.1, 0.5, 0.5, 0.5, *last_two]
+
+
+def _edge_25(results, share):
+    use(results, "baseline", "p90")[:, -2:] = share
+
+
+def _edge_27(results, ratios):
+    use(results, "baseline", "token_use")[:] = np.divide(ratios, 20) * use(
+        results, "baseline", "sequence_use"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "within", "beyond"),
+    [
+        (3, 0.499, 0.501),  # COLLAPSE, of the next lowest layer
+        (8, 0.499, 0.501),  # of what layer 0 turns off
+        (10, 1.51, 1.49),
+        (11, 0.24, 0.26),
+        (13, 2.6, 2.4),
+        (13, 7.4, 7.6),
+        (15, 0.205, 0.195),
+        (15, 0.395, 0.405),
+        (17, 4.9, 5.1),  # ROUND_TOLERANCE
+        (19, 1, 2),
+        (25, 0.099, 0.101),
+        (27, (6, 3, 4, 5, 1, 2), (6, 2, 5, 4, 3, 1)),  # TREND: -0.71, -0.66
+    ],
+)
+def test_a_threshold_is_where_the_rule_says(results, tmp_path, number, within, beyond):
+    results = replace(results, results_dir=tmp_path)
+    for run in ("masked", "random_masked"):
+        write_mask(tmp_path / "runs" / run / "seed0" / "mask.npz", [32768] * 6, 0.3)
+    for value, verdict in ((within, "reproduced"), (beyond, "not reproduced")):
+        globals()[f"_edge_{number}"](results, value)
+        decision = decide(results, number)
+        assert decision.verdict == verdict, (decision.reason, decision.evidence)
+
+
+@pytest.mark.parametrize(("share", "decided"), [(0.205, True), (0.195, False)])
+def test_a_mask_of_a_fifth_of_the_units_is_enough(results, tmp_path, share, decided):
+    for run in ("masked", "random_masked"):
+        write_mask(tmp_path / "runs" / run / "seed0" / "mask.npz", [32768] * 6, share)
+    decision = decide(replace(results, results_dir=tmp_path), 16)
+    assert decision.verdict == ("reproduced" if decided else "not decidable")
+
+
+def test_a_mask_that_takes_no_more_than_a_random_one_decides_nothing(results):
+    for run in ("masked", "random_masked"):
+        accuracy(results, run)[:] = accuracy(results, "baseline")
+    decision = decide(results, 14)
+    assert decision.verdict == "not decidable"
+    assert decision.reason.startswith("a random mask of the same size is equivalent too")
+
+
+def test_one_of_many_evaluations_that_differs_by_chance_is_no_difference(results):
+    """p is 0.02, and there are ten of them."""
+    accuracy(results, "masked")[:] = accuracy(results, "baseline")
+    spread = np.linspace(-1, 1, 40)
+    accuracy(results, "masked")[5] += -0.02 + 0.0527 * spread / spread.std(ddof=1)
+    decision = decide(results, 14)
+    assert decision.verdict == "not decidable"
+    assert "neither equivalence nor a difference" in decision.reason
+
+
+def test_a_rate_that_is_worse_by_chance_is_a_tie(results):
+    base = results.runs["baseline"][0].eval_loss
+    results.runs["lr_x2of3"][0].eval_loss[:] = base + 0.05 + np.linspace(-1, 1, 40)
+    decision = decide(results, 21)
+    assert decision.evidence["lr_x2of3_loss_minus_baseline"] > decision.evidence["margin"]
+    assert decision.verdict == "not decidable"
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "value", "verdict"),
+    [
+        (1, "learned_share", 5.0, "not decidable"),
+        (14, "equivalence_margin", 1e-9, "not decidable"),
+        (14, "significance_level", 1e-300, "not decidable"),
+        (16, "collapse_margin", 0.2, "not reproduced"),
+        (18, "round2_margin", 0.03, "not reproduced"),
+        (21, "learning_rate_margin", 0.2, "not decidable"),
+    ],
+)
+def test_margins_are_those_of_the_parameters(results, number, name, value, verdict):
+    assert decide(results, number).verdict == "reproduced"
+    claims = results.params.claims.model_copy(update={name: value})
+    results = replace(results, params=results.params.model_copy(update={"claims": claims}))
+    assert decide(results, number).verdict == verdict
