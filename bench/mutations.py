@@ -293,11 +293,11 @@ MUTATIONS = {
     ),
     "collapse": Mutation(
         "one of a collapse's two conditions is enough", "paper/rules.py",
-        "holds = far_below and use[0] <=", "holds = far_below or use[0] <=", "paper/test_rules.py",
+        "COLLAPSE) and use[0] <=", "COLLAPSE) or use[0] <=", "paper/test_rules.py",
     ),
     "half_of_none": Mutation(
         "a layer without any unit is far below another one without", "paper/rules.py",
-        "far_below = use[0] < lowest_other and use[0]", "far_below = use[0]", "paper/test_rules.py",
+        "use[0] < lowest_other and use[0]", "use[0]", "paper/test_rules.py",
     ),
     "margin": Mutation(
         "any significant loss is a collapse", "paper/run_rules.py",

@@ -54,9 +54,7 @@ def first_layer_collapses(results: Results) -> Finding:
     use = results.layers("baseline", "batch_use")
     start = results.layers("baseline", "on_at_start")[0]
     lowest_other = use[1:].min()
-    # Strictly below, as half of nothing is nothing too.
-    far_below = use[0] < lowest_other and use[0] <= COLLAPSE * lowest_other
-    holds = far_below and use[0] <= COLLAPSE * start
+    holds = _first_is_far_below(use, COLLAPSE) and use[0] <= COLLAPSE * start
     return Finding(
         bool(holds),
         {"batch_use": use, "layer0_at_start": start, "next_lowest_layer": lowest_other},
@@ -134,9 +132,7 @@ def rounds_use_same_fraction(results: Results) -> Finding:
 
 def learning_rates_keep_the_order(results: Results) -> Finding:
     use = {run: results.layers(run, "batch_use") for run in LEARNING_RATES}
-    far_lowest = all(
-        each[0] < each[1:].min() and each[0] <= FAR_BELOW * each[1:].min() for each in use.values()
-    )
+    far_lowest = all(_first_is_far_below(each, FAR_BELOW) for each in use.values())
     top_two = all(each[-2:].min() > each[:-2].max() for each in use.values())
     exceptions = [run for run, each in use.items() if each[-1] <= each[:-1].max()]
     return Finding(
@@ -194,6 +190,13 @@ def no_room_to_rise(rising: Mapping[str, Float[np.ndarray, " runs"]]) -> str:
         if at_limit[0] or stays.any():
             full = full or f"{name} is {use[:-1][at_limit].min():.1f} %, and can rise no further"
     return full
+
+
+def _first_is_far_below(use: LayerValues, share: float) -> bool:
+    """Whether layer 0 uses at most this share of what any other layer does, and less than it."""
+    lowest_other = use[1:].min()
+    # Less, as half of nothing is nothing too.
+    return bool(use[0] < lowest_other and use[0] <= share * lowest_other)
 
 
 def _dead_layers(results: Results) -> str:
